@@ -1,0 +1,101 @@
+"""The shape of a network: frozen, validated, and free of torch.
+
+The same values live in a model folder's transformer/config.json.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+TextConditioning = Literal["joint", "cross"]
+Norm = Literal["layer", "rms"]
+Mlp = Literal["gelu", "swiglu"]
+Prediction = Literal["x", "v"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "text_conditioning": ("joint", "cross"),
+    "norm": ("layer", "rms"),
+    "mlp": ("gelu", "swiglu"),
+    "prediction": ("x", "v"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiTConfig:
+    """A text-conditioned diffusion transformer.
+
+    sample_size: side of the training pictures in pixels; any multiple of patch_size can be sampled.
+    patch_size: side of a patch in pixels.
+    patch_bottleneck: width between a raw patch and the hidden size; 0 leaves the bottleneck out
+        (JiT, arXiv 2511.13720: large patches lie near a low-dimensional manifold).
+    text_size: width of one text token as the text encoder gives it.
+    max_text_tokens: text tokens that the network reads; the pooled text vector sees the whole prompt.
+    text_conditioning: "joint" puts text and image tokens in one sequence; "cross" lets image tokens
+        attend to the text tokens, padding masked.
+    prediction: what the network returns, the clean picture ("x") or the velocity ("v").
+    noise_scale: standard deviation of the noise at t = 1. A patch of p x p x c values averages unit noise
+        down to 1 / p, so it has to grow with the patch.
+    data_std: standard deviation of the pictures in [-1, 1], used to scale the input to unit variance.
+    """
+
+    sample_size: int = 256
+    in_channels: int = 3
+    patch_size: int = 32
+    patch_bottleneck: int = 128
+    hidden_size: int = 384
+    num_layers: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 3.0
+    text_size: int = 384
+    max_text_tokens: int = 16
+    text_conditioning: TextConditioning = "joint"
+    norm: Norm = "layer"
+    mlp: Mlp = "gelu"
+    qk_norm: bool = True
+    rope_theta: float = 100.0
+    prediction: Prediction = "x"
+    noise_scale: float = 8.0
+    data_std: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.")
+        for name in ("sample_size", "in_channels", "patch_size", "hidden_size", "num_layers", "num_heads",
+                     "mlp_ratio", "text_size", "max_text_tokens", "rope_theta", "noise_scale", "data_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0.")
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"sample_size is {self.sample_size}; it must be a multiple of patch_size {self.patch_size}."
+            )
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; it must be a multiple of 4 * num_heads = "
+                f"{4 * self.num_heads}, since each head turns in pairs over rows and columns."
+            )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Take the known keys of a transformer/config.json; diffusers' own (`_class_name`) are passed over."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Token rows and columns of a picture of height x width pixels. Raises ValueError off the patch."""
+        for name, side in (("height", height), ("width", width)):
+            if side <= 0 or side % self.patch_size:
+                raise ValueError(f"{name} is {side}; it must be a positive multiple of {self.patch_size} pixels.")
+        return height // self.patch_size, width // self.patch_size
+
+
+PRESETS: dict[str, DiTConfig] = {
+    "emoji-256": DiTConfig(),
+}

@@ -1,0 +1,42 @@
+"""What a forward pass costs, in floating-point operations (one multiply-add is two). Pure arithmetic."""
+
+from mezzotint.dit.config import DiTConfig
+
+
+def forward_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int | None = None) -> int:
+    """FLOPs of one forward pass on one picture: matrix products and attention; norms and gates are left out."""
+    text = config.max_text_tokens if num_text_tokens is None else num_text_tokens
+    return (
+        _embedding_flops(config, num_image_tokens, text)
+        + config.num_layers * block_flops(config, num_image_tokens, text)
+        + 2 * num_image_tokens * config.hidden_size * _patch_values(config)
+    )
+
+
+def block_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int) -> int:
+    """FLOPs of one transformer block."""
+    c = config.hidden_size
+    joint = config.text_conditioning == "joint"
+    tokens = num_image_tokens + (num_text_tokens if joint else 0)
+    attention = 2 * tokens * c * 4 * c + 4 * tokens * tokens * c
+    if not joint:
+        attention += 2 * (num_image_tokens * 2 + num_text_tokens * 2) * c * c
+        attention += 4 * num_image_tokens * num_text_tokens * c
+    mlp = 2 * tokens * c * config.mlp_size * (3 if config.mlp == "swiglu" else 2)
+    return attention + mlp
+
+
+def _patch_values(config: DiTConfig) -> int:
+    return config.in_channels * config.patch_size**2
+
+
+def _embedding_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int) -> int:
+    c = config.hidden_size
+    if config.patch_bottleneck:
+        patches = 2 * num_image_tokens * config.patch_bottleneck * (_patch_values(config) + c)
+    else:
+        patches = 2 * num_image_tokens * _patch_values(config) * c
+    text = 2 * num_text_tokens * config.text_size * c
+    # time MLP (256 -> C -> C), pooled text MLP (text -> C -> C), shared modulation table (C -> 6C), final (C -> 2C)
+    condition = 2 * (256 * c + c * c) + 2 * (config.text_size * c + c * c) + 2 * c * 8 * c
+    return patches + text + condition

@@ -1,0 +1,29 @@
+"""The command line: `mezzotint COMMAND`. Each command imports what it needs when it runs."""
+
+import typer
+
+from mezzotint.commands.evaluate import evaluate
+from mezzotint.commands.export import export
+from mezzotint.commands.generate import generate
+from mezzotint.commands.models import models
+from mezzotint.commands.up import up
+from mezzotint.commands.worker import worker
+
+app = typer.Typer(
+    name="mezzotint",
+    help="Draw pictures with token-efficient diffusion transformers; train and serve them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (up, generate, worker, models, evaluate, export):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed with one sentence, 2 usage."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

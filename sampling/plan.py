@@ -1,0 +1,69 @@
+"""What will be computed for a request, and what it costs, before anything is. Pure arithmetic, no torch."""
+
+from dataclasses import dataclass
+
+from mezzotint.dit.flops import forward_flops
+from mezzotint.sampling.catalog import ModelCard
+from mezzotint.sampling.request import GenerateRequest, RequestError
+
+MAX_PIXEL_STEPS = 2_000_000_000
+"""Price limit of one request in pixels x steps x pictures (1024 x 1024 x 100 steps x 16 pictures is 1.7e9)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """One denoising step: noise time t (0 = data, 1 = noise), token grid, and whether guidance runs."""
+
+    t: float
+    grid: tuple[int, int]
+    guided: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The steps of one picture, and the cost of the whole request in FLOPs."""
+
+    steps: tuple[StepPlan, ...]
+    num_images: int
+    flops: int
+
+
+def noise_times(num_steps: int) -> list[float]:
+    """Noise time at the start of each step, falling evenly from 1 towards 0; after the last step t is 0."""
+    return [1 - i / num_steps for i in range(num_steps)]
+
+
+def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
+    """Plan a complete request (see `intake.accept`).
+
+    Raises RequestError when the size does not fit the model's patch or the price is above the limit.
+    """
+    width, height = request.width or card.config.sample_size, request.height or card.config.sample_size
+    for field, side in (("width", width), ("height", height)):
+        _check_side(field, side, card)
+    _check_price(request, width, height)
+    grid = card.config.grid(height, width)
+    guided = (card.guidance_scale if request.guidance_scale is None else request.guidance_scale) != 1
+    steps = tuple(StepPlan(t=t, grid=grid, guided=guided) for t in noise_times(request.num_inference_steps))
+    a_pass = forward_flops(card.config, grid[0] * grid[1])
+    passes = sum(2 if step.guided else 1 for step in steps)
+    return Plan(steps=steps, num_images=request.num_images, flops=a_pass * passes * request.num_images)
+
+
+def _check_side(field: str, side: int, card: ModelCard) -> None:
+    patch = card.config.patch_size
+    if side % patch:
+        below, above = side // patch * patch, (side // patch + 1) * patch
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise RequestError(field, f"{field} is {side}; for {card.name} it must be a multiple of {patch}, "
+                                  f"such as {nearest}.")
+
+
+def _check_price(request: GenerateRequest, width: int, height: int) -> None:
+    price = width * height * request.num_inference_steps * request.num_images
+    if price > MAX_PIXEL_STEPS:
+        raise RequestError(
+            "num_inference_steps",
+            f"width x height x num_inference_steps x num_images is {price:,}; at most {MAX_PIXEL_STEPS:,} "
+            "is allowed, so lower one of them.",
+        )
