@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import quote, unquote
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,7 +36,7 @@ def default_broker_url(data_dir: Path) -> str:
         if len(os.fsencode(folder)) > MAX_SOCKET_PATH_BYTES - 30:
             folder = Path(tempfile.gettempdir()) / f"mezzotint-{os.getuid()}"
         socket = folder / mark / "valkey.sock"
-    return f"redis+socket://{socket}"
+    return f"redis+socket://{quote(str(socket))}"
 
 
 class Settings(BaseSettings):
@@ -82,7 +83,7 @@ class Settings(BaseSettings):
     def socket_path(self) -> Path | None:
         """The broker's unix socket, or None for a broker on TCP."""
         scheme, _, rest = self.broker_url.partition("://")
-        return Path(rest.partition("?")[0]) if scheme == "redis+socket" else None
+        return Path(unquote(rest.partition("?")[0])) if scheme == "redis+socket" else None
 
     @classmethod
     def load(cls, **given: Any) -> Self:

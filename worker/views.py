@@ -1,9 +1,13 @@
 """What a person sees of a job. Frozen, and JSON by `model_dump(mode="json")`. No torch here."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Row
+
+from mezzotint.worker.events import Event
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
 FINAL_STATES: frozenset[str] = frozenset(("succeeded", "failed", "cancelled", "dead"))
@@ -78,3 +82,51 @@ class JobPage(BaseModel):
 
     jobs: list[JobView]
     next_cursor: str | None = None
+
+
+def view(row: Row[Any], outputs: Sequence[Row[Any]], event: Event | None, place: int | None) -> JobView:
+    """A job's row with what is known besides: its pictures, its latest progress, its place in the queue."""
+    result = row.result or {}
+    return JobView(
+        id=row.id,
+        owner=row.owner,
+        state=row.state,
+        attempt=row.attempt,
+        request=row.request,
+        **_progress(row, event),
+        place=place,
+        cancel_requested=row.cancel_requested,
+        error=JobError(code=row.error_code, message=row.error_message) if row.error_code else None,
+        outputs=[_output(output) for output in outputs],
+        seconds=result.get("seconds", {}),
+        flops=result.get("flops"),
+        model=row.request["model"],
+        device=result.get("device"),
+        dtype=result.get("dtype"),
+        warnings=result.get("warnings", []),
+        created_at=_time(row.created_at),
+        started_at=_time(row.started_at) if row.started_at else None,
+        finished_at=_time(row.finished_at) if row.finished_at else None,
+    )
+
+
+def _progress(row: Row[Any], event: Event | None) -> dict[str, Any]:
+    num_steps = row.request["num_inference_steps"]
+    if row.state == "succeeded":
+        return {"step": num_steps, "num_steps": num_steps}
+    # An event of an earlier attempt tells nothing about this one.
+    if event is None or event.attempt != row.attempt or row.state == "queued":
+        return {"step": 0, "num_steps": num_steps}
+    known = {"step": event.step, "num_steps": event.num_steps}
+    return known | {"phase": event.phase, "eta_s": event.eta_s} if row.state == "running" else known
+
+
+def _output(row: Row[Any]) -> Output:
+    return Output(
+        media_id=row.id, sha256=row.sha256, width=row.width, height=row.height, seed=row.seed,
+        bytes=row.size_bytes,
+    )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

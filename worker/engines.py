@@ -1,0 +1,37 @@
+"""Settings to the engine that draws. One instance a process, so that a loaded model stays loaded."""
+
+import importlib
+from functools import lru_cache
+from typing import Any, cast
+
+from mezzotint.sampling.engine import Engine
+from mezzotint.worker.errors import SettingsError
+from mezzotint.worker.settings import Settings
+
+
+@lru_cache(maxsize=1)
+def engine_for(settings: Settings) -> Engine:
+    """The engine that MEZZOTINT_ENGINE names: "torch", "null", or the import path "package.module:Class"
+    of a class of your own, which is made with the settings as its only argument.
+
+    Raises SettingsError for another name. Imports torch for "torch": call it in a worker's child only.
+    """
+    if settings.engine == "torch":
+        from mezzotint.sampling.torch_engine import TorchEngine
+
+        return TorchEngine(device=settings.device, dtype=settings.dtype)
+    if settings.engine == "null":
+        from mezzotint.sampling.null_engine import NullEngine
+
+        return NullEngine(settings.null_step_s)
+    return cast(Engine, _imported(settings.engine)(settings))
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"MEZZOTINT_ENGINE is {path!r}; it must be torch, null or package.module:Class ({error})."
+        ) from error

@@ -1,0 +1,169 @@
+"""Jobs in the table as their owners see them: submit, find, list, cancel. Attempts are in attempts.py.
+
+Every change is one compare-and-set on (state, attempt), so two hands at one job cannot both succeed.
+"""
+
+import base64
+import binascii
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, case, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from mezzotint.worker.database import Database, now
+from mezzotint.worker.errors import IdempotencyConflict, JobNotFound
+from mezzotint.worker.schema import jobs, media
+
+MAX_PAGE = 200
+MAX_KEY_CHARACTERS = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewJob:
+    """An accepted request on its way into the table. `request` is complete; `request_hash` is of what
+    was sent, before defaults were filled in, so that the same body sent twice hashes the same."""
+
+    owner: str
+    request: dict[str, Any]
+    request_hash: str
+    flops: int
+    queue: str
+    idempotency_key: str | None = None
+
+
+def submit(database: Database, job: NewJob) -> tuple[Row[Any], bool]:
+    """Write a job's row; the row, and whether it is new (an idempotency key may find an older one).
+
+    Raises IdempotencyConflict when the key came with another request before, ValueError for a bad key.
+    """
+    _check_key(job.idempotency_key)
+    values = {
+        "id": uuid.uuid4().hex,
+        "owner": job.owner,
+        "queue": job.queue,
+        "state": "queued",
+        "idempotency_key": job.idempotency_key,
+        "request": job.request,
+        "request_hash": job.request_hash,
+        "flops": job.flops,
+        "created_at": now(),
+    }
+    try:
+        with database.writing() as connection:
+            return connection.execute(insert(jobs).values(values).returning(*jobs.c)).one(), True
+    except IntegrityError:
+        if job.idempotency_key is None:
+            raise
+    return _same_job(database, job), False
+
+
+def _check_key(key: str | None) -> None:
+    if key is not None and not (isinstance(key, str) and 1 <= len(key) <= MAX_KEY_CHARACTERS):
+        raise ValueError(f"idempotency_key is {key!r}; give text of 1 to {MAX_KEY_CHARACTERS} characters.")
+
+
+def _same_job(database: Database, job: NewJob) -> Row[Any]:
+    owned = and_(jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key)
+    with database.reading() as connection:
+        row = connection.execute(select(jobs).where(owned)).one()
+    if row.request_hash != job.request_hash:
+        raise IdempotencyConflict(
+            f"idempotency_key {job.idempotency_key!r} was used for another request (job {row.id}); "
+            "send a new key with a new request."
+        )
+    return row
+
+
+def find(database: Database, job_id: str, owner: str) -> Row[Any]:
+    """The row of an owner's job. Raises JobNotFound."""
+    with database.reading() as connection:
+        row = connection.execute(select(jobs).where(_owned(job_id, owner))).one_or_none()
+    if row is None:
+        raise JobNotFound(f"there is no job {job_id!r}; list the jobs to see which there are.")
+    return row
+
+
+def _owned(job_id: str, owner: str) -> ColumnElement[bool]:
+    return and_(jobs.c.id == job_id, jobs.c.owner == owner)
+
+
+def page(
+    database: Database, owner: str, limit: int, cursor: str | None
+) -> tuple[Sequence[Row[Any]], str | None]:
+    """Up to `limit` rows of an owner, newest first, and the cursor of the next page or None.
+
+    Raises ValueError with one sentence for a limit outside 1 to 200 or a cursor that is not ours.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValueError(f"limit is {limit}; it must be from 1 to {MAX_PAGE}.")
+    query = select(jobs).where(jobs.c.owner == owner)
+    if cursor is not None:
+        created_at, job_id = _read_cursor(cursor)
+        older = or_(jobs.c.created_at < created_at, and_(jobs.c.created_at == created_at, jobs.c.id < job_id))
+        query = query.where(older)
+    query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+    with database.reading() as connection:
+        rows = connection.execute(query).all()
+    return rows[:limit], _write_cursor(rows[limit - 1]) if len(rows) > limit else None
+
+
+def _write_cursor(row: Row[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([row.created_at, row.id]).encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
+        return float(created_at), str(job_id)
+    except (binascii.Error, ValueError, TypeError):
+        raise ValueError(f"cursor is {cursor!r}; use the next_cursor of the page before it.") from None
+
+
+def cancel(database: Database, job_id: str, owner: str) -> Row[Any]:
+    """End a waiting job at once, ask a running one to stop, leave an ended one as it is.
+
+    A running job that was asked to stop can no longer succeed. Raises JobNotFound.
+    """
+    waits = jobs.c.state == "queued"
+    values = {
+        "cancel_requested": True,
+        "state": case((waits, "cancelled"), else_=jobs.c.state),
+        "finished_at": case((waits, now()), else_=None),
+    }
+    active = and_(_owned(job_id, owner), jobs.c.state.in_(("queued", "running")))
+    with database.writing() as connection:
+        connection.execute(update(jobs).where(active).values(values))
+    return find(database, job_id, owner)
+
+
+def mark_published(database: Database, job_id: str, attempt: int) -> None:
+    """Note that the broker holds a message for this attempt."""
+    waiting = and_(jobs.c.id == job_id, jobs.c.state == "queued", jobs.c.attempt == attempt)
+    with database.writing() as connection:
+        connection.execute(update(jobs).where(waiting).values(published_at=now()))
+
+
+def outputs(database: Database, job_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
+    """The finished pictures of each job, in order."""
+    found: dict[str, list[Row[Any]]] = {job_id: [] for job_id in job_ids}
+    query = select(media).where(media.c.job_id.in_(job_ids), media.c.kept).order_by(media.c.position)
+    with database.reading() as connection:
+        for row in connection.execute(query):
+            found[row.job_id].append(row)
+    return found
+
+
+def places(database: Database, rows: Sequence[Row[Any]]) -> dict[str, int]:
+    """The place of each waiting job in its queue; 1 starts next."""
+    waiting = [row.id for row in rows if row.state == "queued"]
+    if not waiting:
+        return {}
+    in_order = func.row_number().over(partition_by=jobs.c.queue, order_by=(jobs.c.created_at, jobs.c.id))
+    ranked = select(jobs.c.id, in_order.label("place")).where(jobs.c.state == "queued").subquery()
+    with database.reading() as connection:
+        found = connection.execute(select(ranked).where(ranked.c.id.in_(waiting)))
+        return {row.id: row.place for row in found}
