@@ -1,0 +1,112 @@
+"""One job in full: picture, state in words, progress, settings and what can be done with it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from mezzotint.sampling.intake import accept
+from mezzotint.sampling.request import RequestError
+from mezzotint.ui import composer, markup, plate, words
+from mezzotint.ui.connection import client
+from mezzotint.worker.views import JobView, Output
+
+REFRESH = "refresh"
+"""Session key set by what is done on a card: the whole page is drawn again, not only the fragment."""
+
+
+def show(job: JobView) -> None:
+    """Draw a job."""
+    with st.container(key="mz-card"):
+        picture, details = st.columns([5, 4], gap="medium")
+        with picture:
+            plate.large(job)
+        with details, st.container(key="mz-details", gap="xsmall"):
+            markup.text("mz-words", job.request["prompt"])
+            _state(job)
+            _actions(job)
+            markup.facts(_facts(job))
+
+
+def _state(job: JobView) -> None:
+    markup.text(f"mz-state mz-{job.state}", words.state(job), role="status")
+    if not job.is_final:
+        st.progress(words.fraction(job))
+    if job.error:
+        markup.complaint(job.error.message)
+    for warning in job.warnings:
+        markup.text("mz-note", warning)
+
+
+def _actions(job: JobView) -> None:
+    with st.container(key="mz-actions", horizontal=True, gap="xsmall"):
+        if not job.is_final:
+            _act(job, "Cancel", _cancel, job.id, disabled=job.cancel_requested)
+        elif job.state == "succeeded":
+            _downloads(job)
+            _act(job, "New seed", _again, {**job.request, "seed": None})
+        else:
+            _act(job, "Try again", _again, job.request)
+        _act(job, "Use these settings", _use, job.request)
+
+
+def _act(job: JobView, label: str, action: Callable[..., None], *args: Any, disabled: bool = False) -> None:
+    st.button(label, key=f"{label}-{job.id}", on_click=action, args=args, disabled=disabled)
+
+
+def _cancel(job_id: str) -> None:
+    client().cancel(job_id)
+
+
+def _again(request: Mapping[str, Any]) -> None:
+    composer.submit(request)
+    st.session_state[REFRESH] = True
+
+
+def _use(request: Mapping[str, Any]) -> None:
+    composer.use(request)
+    st.session_state[REFRESH] = True
+
+
+def _downloads(job: JobView) -> None:
+    if len(job.outputs) == 1:
+        _download("Download PNG", job.outputs[0])
+        return
+    with st.popover("Download PNG"):
+        for number, output in enumerate(job.outputs, start=1):
+            _download(f"Picture {number}, seed {output.seed}", output)
+
+
+def _download(label: str, output: Output) -> None:
+    st.download_button(
+        label,
+        data=lambda: client().media(output.media_id),
+        file_name=f"mezzotint-{output.seed}-{output.sha256[:8]}.png",
+        mime="image/png",
+        key=f"download-{label}-{output.media_id}",
+        on_click="ignore",
+    )
+
+
+def _facts(job: JobView) -> dict[str, str]:
+    request = job.request
+    seeds = request["num_images"] - 1
+    return {
+        "Seed": f"{request['seed']}" + (f" to {request['seed'] + seeds}" if seeds else ""),
+        "Size": f"{request['width']} × {request['height']}",
+        "Steps": f"{request['num_inference_steps']}",
+        "Guidance": f"{request['guidance_scale']:g}",
+        "Work": _work(job),
+        "Time": words.duration(words.total_seconds(job)) if job.state == "succeeded" else "not yet known",
+        "Model": Path(job.model).name,
+    }
+
+
+def _work(job: JobView) -> str:
+    if job.flops:
+        return words.work(job.flops)
+    try:
+        return words.work(accept(job.request)[1].flops)
+    except RequestError:  # its model has gone since
+        return "not known"

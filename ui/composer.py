@@ -1,0 +1,157 @@
+"""The left side of Create: what to draw, how, and what it will cost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from mezzotint.sampling.catalog import ModelCard, find_model
+from mezzotint.sampling.intake import accept
+from mezzotint.sampling.plan import Plan
+from mezzotint.sampling.request import MAX_PROMPT_CHARACTERS, RequestError
+from mezzotint.ui import markup, models, words
+from mezzotint.ui.connection import client
+from mezzotint.worker.errors import ServiceError
+
+FIELDS = tuple(words.LABELS)
+EXAMPLES = ("a red apple", "a yellow taxi", "a smiling cat", "a blue heart", "a firefighter")
+REFUSED = "refused"
+"""Session key of the last refusal: (field, its value then, sentence). It stands until the field changes."""
+
+
+def show() -> None:
+    """Draw the prompt, the settings and the cost. Raises RequestError when the model cannot be read."""
+    card = find_model(_default_model())
+    _fill_in(card)
+    plan, complaints = _check()
+    with st.container(key="mz-compose"):
+        _prompt(complaints)
+        _cost(plan, complaints)
+        _examples()
+    with st.container(key="mz-settings"):
+        _settings(card, complaints)
+
+
+def use(request: Mapping[str, Any]) -> None:
+    """Put a job's settings into the composer."""
+    for field in FIELDS:
+        if request.get(field) is not None:
+            st.session_state[field] = request[field]
+
+
+def submit(request: Mapping[str, Any]) -> None:
+    """Queue a job and look at it, or keep the refusal for the field that it is about."""
+    st.session_state.pop(REFUSED, None)
+    try:
+        job = client().submit(request)
+    except RequestError as error:
+        st.session_state[REFUSED] = (error.field, st.session_state.get(error.field), words.refusal(error))
+    except ServiceError as error:
+        st.session_state[REFUSED] = ("prompt", st.session_state.get("prompt"), str(error))
+    else:
+        st.query_params["job"] = job.id
+
+
+def _default_model() -> str:
+    offered = models.names()
+    if not offered:
+        raise RequestError("model", "No model is installed; make one with `mezzotint export` and name its "
+                                    f"folder in {models.MODEL_VARIABLE}.")
+    chosen = st.session_state.get("model")
+    return chosen if chosen in offered else offered[0]
+
+
+def _fill_in(card: ModelCard) -> None:
+    defaults = {
+        "prompt": "",
+        "model": card.name,
+        "width": card.config.sample_size,
+        "height": card.config.sample_size,
+        "num_inference_steps": card.num_inference_steps,
+        "guidance_scale": card.guidance_scale,
+        "seed": None,
+        "num_images": 1,
+    }
+    for field, value in defaults.items():
+        st.session_state.setdefault(field, value)
+
+
+def _asked() -> dict[str, Any]:
+    values = {field: st.session_state.get(field) for field in FIELDS}
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def _check() -> tuple[Plan | None, dict[str, str]]:
+    """The plan of the settings as they stand, and a sentence for each field that is not right."""
+    complaints = _standing_refusal()
+    try:
+        _, plan = accept(_asked() | {"prompt": "price only"})
+    except RequestError as error:
+        return None, complaints | {error.field: words.refusal(error)}
+    return plan, complaints
+
+
+def _standing_refusal() -> dict[str, str]:
+    field, value, sentence = st.session_state.get(REFUSED, ("", None, ""))
+    return {field: sentence} if sentence and st.session_state.get(field) == value else {}
+
+
+def _prompt(complaints: Mapping[str, str]) -> None:
+    with st.form("mz-prompt", border=False):
+        st.text_area(
+            "Prompt", key="prompt", height=96, max_chars=MAX_PROMPT_CHARACTERS, persist_state="session",
+            placeholder="Say in a few words what to draw",
+        )
+        markup.complaint(complaints.get("prompt"))
+        st.form_submit_button("Generate", type="primary", width="stretch", on_click=_submit_asked)
+
+
+def _submit_asked() -> None:
+    submit(_asked())
+
+
+def _submit_example(prompt: str) -> None:
+    st.session_state["prompt"] = prompt
+    _submit_asked()
+
+
+def _cost(plan: Plan | None, complaints: Mapping[str, str]) -> None:
+    """One line of constant height, so that nothing moves when a number changes."""
+    if plan is None:
+        wrong = [words.LABELS[field] for field in complaints if field in words.LABELS and field != "prompt"]
+        markup.text("mz-cost", f"Set right {' and '.join(wrong)} to see the cost.")
+        return
+    seconds = words.expected_seconds(client().list(limit=50).jobs, st.session_state["model"], plan.flops)
+    expected = "" if seconds is None else f", about {words.duration(seconds)}"
+    markup.text("mz-cost", f"{words.work(plan.flops)} of work{expected}")
+
+
+def _examples() -> None:
+    with st.container(key="mz-examples", horizontal=True, gap="xsmall"):
+        for index, prompt in enumerate(EXAMPLES):
+            st.button(prompt, key=f"example-{index}", on_click=_submit_example, args=(prompt,))
+
+
+def _settings(card: ModelCard, complaints: Mapping[str, str]) -> None:
+    side = {"value": card.config.sample_size, "step": card.config.patch_size}
+    _number_pair(complaints, width=side, height=side)
+    _number_pair(
+        complaints,
+        num_inference_steps={"value": card.num_inference_steps, "step": 1},
+        guidance_scale={"value": card.guidance_scale, "step": 0.5, "format": "%.1f"},
+    )
+    _number_pair(
+        complaints,
+        seed={"value": None, "step": 1, "placeholder": "random"},
+        num_images={"value": 1, "step": 1},
+    )
+    if len(offered := models.names()) > 1:
+        st.selectbox("Model", offered, key="model", persist_state="session")
+    markup.complaint(complaints.get("model"))
+
+
+def _number_pair(complaints: Mapping[str, str], **fields: Mapping[str, Any]) -> None:
+    for column, (field, options) in zip(st.columns(2, gap="small", wrap=False), fields.items(), strict=True):
+        column.number_input(words.LABELS[field], key=field, persist_state="session", **options)
+    for field in fields:
+        markup.complaint(complaints.get(field))

@@ -1,0 +1,50 @@
+"""The picture of a job, or the place where it will be. Its size is fixed by the request: nothing jumps."""
+
+import math
+from collections.abc import Callable
+
+import streamlit as st
+
+from mezzotint.ui import connection, markup
+from mezzotint.worker.errors import MediaNotFound
+from mezzotint.worker.views import JobView
+
+
+def large(job: JobView) -> None:
+    """All pictures of a job in full; while it works, the preview of the first."""
+    many = job.request["num_images"]
+    columns = math.ceil(math.sqrt(many))
+    with st.grid(columns=columns, min_column_width=72, gap="xsmall", key=f"sheet-{job.id}"):
+        for index in range(many):
+            _frame(f"plate-{job.id}-{index}", job, index, connection.original)
+
+
+def small(job: JobView) -> None:
+    """The first picture of a job as a thumbnail."""
+    _frame(f"thumb-{job.id}", job, 0, connection.thumbnail)
+
+
+def _frame(key: str, job: JobView, index: int, read: Callable[[str], bytes]) -> None:
+    width, height = job.request["width"], job.request["height"]
+    with st.container(key=key):
+        st.html(f"<style>.st-key-{key}{{--ratio:{int(width)}/{int(height)}}}</style>")
+        picture = _picture(job, index, read)
+        if picture is None:
+            st.html('<div class="mz-grain"></div>')
+        else:
+            st.image(picture, width="stretch", alt=_alt(job, index))
+
+
+def _picture(job: JobView, index: int, read: Callable[[str], bytes]) -> bytes | None:
+    if index < len(job.outputs):
+        try:
+            return read(job.outputs[index].media_id)
+        except MediaNotFound as error:
+            markup.complaint(str(error))
+            return None
+    return connection.client().preview(job.id) if job.state == "running" and index == 0 else None
+
+
+def _alt(job: JobView, index: int) -> str:
+    kind = f"Picture {index + 1}" if job.outputs else "Preview"
+    return f"{kind} for the prompt: {job.request['prompt']}"
