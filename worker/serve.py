@@ -42,8 +42,12 @@ def serve(settings: Settings, queues: Sequence[str]) -> None:
 
 def _name(queues: Sequence[str]) -> str:
     """Different for every start: a restarted worker must not take its predecessor's claims for its own."""
-    kind = "intake" if _is_intake(queues) else queues[0]
-    return f"{kind}-{secrets.token_hex(3)}@%h"
+    return f"{name_start(queues, os.getpid())}{secrets.token_hex(3)}@%h"
+
+
+def name_start(queues: Sequence[str], pid: int) -> str:
+    """How the name of the worker begins that runs in process `pid`."""
+    return f"{'intake' if _is_intake(queues) else queues[0]}-{pid}-"
 
 
 def _pool(queues: Sequence[str]) -> list[str]:

@@ -26,16 +26,13 @@ def default_data_dir() -> Path:
 
 
 def default_broker_url(data_dir: Path) -> str:
-    """Where the embedded broker listens: a unix socket under the data folder, or in a short private
-    folder when that path would be too long for a socket. It depends on the data folder alone."""
+    """Where the embedded broker listens: a unix socket under the data folder, or in a short private folder
+    when that path would be too long for a socket. One data folder always has the same address."""
     socket = data_dir / "broker" / "valkey.sock"
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
         mark = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
-        runtime = os.environ.get("XDG_RUNTIME_DIR")
-        folder = Path(runtime) / "mezzotint" if runtime else Path("/tmp") / f"mezzotint-{os.getuid()}"
-        if len(os.fsencode(folder)) > MAX_SOCKET_PATH_BYTES - 30:
-            folder = Path(tempfile.gettempdir()) / f"mezzotint-{os.getuid()}"
-        socket = folder / mark / "valkey.sock"
+        runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        socket = runtime / f"mezzotint-{os.getuid()}-{mark}" / "valkey.sock"
     return f"redis+socket://{quote(str(socket))}"
 
 
