@@ -3,15 +3,12 @@
 Every change is one compare-and-set on (state, attempt), so two hands at one job cannot both succeed.
 """
 
-import base64
-import binascii
-import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mezzotint.worker.database import Database, now
@@ -102,25 +99,16 @@ def page(
         raise ValueError(f"limit is {limit}; it must be from 1 to {MAX_PAGE}.")
     query = select(jobs).where(jobs.c.owner == owner)
     if cursor is not None:
-        created_at, job_id = _read_cursor(cursor)
-        older = or_(jobs.c.created_at < created_at, and_(jobs.c.created_at == created_at, jobs.c.id < job_id))
-        query = query.where(older)
-    query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+        query = query.where(jobs.c.number < _read_cursor(cursor))
     with database.reading() as connection:
-        rows = connection.execute(query).all()
-    return rows[:limit], _write_cursor(rows[limit - 1]) if len(rows) > limit else None
+        rows = connection.execute(query.order_by(jobs.c.number.desc()).limit(limit + 1)).all()
+    return rows[:limit], str(rows[limit - 1].number) if len(rows) > limit else None
 
 
-def _write_cursor(row: Row[Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps([row.created_at, row.id]).encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[float, str]:
-    try:
-        created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
-        return float(created_at), str(job_id)
-    except (binascii.Error, ValueError, TypeError):
-        raise ValueError(f"cursor is {cursor!r}; use the next_cursor of the page before it.") from None
+def _read_cursor(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
+        raise ValueError(f"cursor is {cursor!r}; use the next_cursor of the page before it.")
+    return int(cursor)
 
 
 def cancel(database: Database, job_id: str, owner: str) -> Row[Any]:
@@ -162,7 +150,7 @@ def places(database: Database, rows: Sequence[Row[Any]]) -> dict[str, int]:
     waiting = [row.id for row in rows if row.state == "queued"]
     if not waiting:
         return {}
-    in_order = func.row_number().over(partition_by=jobs.c.queue, order_by=(jobs.c.created_at, jobs.c.id))
+    in_order = func.row_number().over(partition_by=jobs.c.queue, order_by=jobs.c.number)
     ranked = select(jobs.c.id, in_order.label("place")).where(jobs.c.state == "queued").subquery()
     with database.reading() as connection:
         found = connection.execute(select(ranked).where(ranked.c.id.in_(waiting)))

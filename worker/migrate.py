@@ -36,7 +36,7 @@ def _use_write_ahead_log(database: Database) -> None:
     """Readers and the writer no longer wait for each other; the mode stays with the file."""
     raw = database.engine.raw_connection()
     try:
-        raw.execute("PRAGMA journal_mode = WAL")  # type: ignore[attr-defined]
+        raw.execute("PRAGMA journal_mode = WAL")
     finally:
         raw.close()
 

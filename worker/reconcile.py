@@ -88,7 +88,7 @@ class Reconciler:
         overdue = and_(lost, table.c.published_at < now() - self.settings.republish_s)
         new = and_(table.c.published_at.is_(None), _old_enough(self.settings))
         query = select(table).where(table.c.queue == queue, table.c.state == "queued", or_(new, overdue))
-        query = query.order_by(table.c.created_at, table.c.id).limit(MAX_PUBLISHED_A_ROUND)
+        query = query.order_by(table.c.number).limit(MAX_PUBLISHED_A_ROUND)
         with self.database.reading() as connection:
             return list(connection.execute(query).all())
 

@@ -22,7 +22,9 @@ metadata = MetaData()
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", String(32), primary_key=True),
+    # The order of arrival. SQLite counts upwards by itself only in a plain INTEGER.
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("id", String(32), nullable=False),
     Column("owner", String(128), nullable=False),
     Column("queue", String(64), nullable=False),
     Column("state", String(16), nullable=False),
@@ -46,9 +48,10 @@ jobs = Table(
     Column("result", JSON(none_as_null=True)),
     Column("error_code", String(64)),
     Column("error_message", Text),
+    UniqueConstraint("id", name="uq_jobs_id"),
     UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_key"),
-    Index("ix_jobs_owner_created", "owner", "created_at", "id"),
-    Index("ix_jobs_state_queue", "state", "queue", "created_at"),
+    Index("ix_jobs_owner", "owner", "number"),
+    Index("ix_jobs_state_queue", "state", "queue", "number"),
     Index("ix_jobs_queue_published", "queue", "published_at"),
 )
 

@@ -35,7 +35,8 @@ def downgrade() -> None:
 def _make_jobs() -> None:
     op.create_table(
         "jobs",
-        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("id", sa.String(32), nullable=False),
         sa.Column("owner", sa.String(128), nullable=False),
         sa.Column("queue", sa.String(64), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
@@ -56,10 +57,11 @@ def _make_jobs() -> None:
         sa.Column("result", sa.JSON),
         sa.Column("error_code", sa.String(64)),
         sa.Column("error_message", sa.Text),
+        sa.UniqueConstraint("id", name="uq_jobs_id"),
         sa.UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_key"),
     )
-    op.create_index("ix_jobs_owner_created", "jobs", ["owner", "created_at", "id"])
-    op.create_index("ix_jobs_state_queue", "jobs", ["state", "queue", "created_at"])
+    op.create_index("ix_jobs_owner", "jobs", ["owner", "number"])
+    op.create_index("ix_jobs_state_queue", "jobs", ["state", "queue", "number"])
     op.create_index("ix_jobs_queue_published", "jobs", ["queue", "published_at"])
 
 

@@ -1,0 +1,136 @@
+"""Fixtures of more than one folder: a service made of real processes, which draws with the null engine."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mezzotint.worker import broker
+from mezzotint.worker.child import Child
+from mezzotint.worker.client import Client
+from mezzotint.worker.settings import Settings
+
+
+def make_model_folder(folder: Path) -> Path:
+    """A model that the catalogue can describe and the null engine can draw: 64 x 64 pixels, patch 32."""
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps({"guidance_scale": 3.0}))
+    config = {"sample_size": 64, "patch_size": 32}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class Service:
+    """A data folder, and whatever was started on it. All of it goes at the end of the test."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.model = str(make_model_folder(folder / "model"))
+        given: dict[str, Any] = {"data_dir": folder / "data", "engine": "null", "null_step_s": 0.02}
+        self.settings = Settings.load(**(given | settings))
+        self.client = Client(self.settings)
+        self.broker: Child | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def request(self, **fields: Any) -> dict[str, Any]:
+        """A small request for the null engine."""
+        return {"prompt": "a red apple", "model": self.model, "num_inference_steps": 3} | fields
+
+    def start_broker(self) -> Child:
+        """Start the embedded broker, or start it again."""
+        self.broker = broker.start(self.settings)
+        return self.broker
+
+    def kill_broker(self) -> None:
+        """As a crash does it."""
+        assert self.broker is not None
+        os.kill(self.broker.pid, signal.SIGKILL)
+        self.broker.stop(1)
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start `mezzotint COMMAND ...` in a session of its own; its output is in `log()`."""
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mezzotint", *command],
+                env=os.environ | self.settings.environment() | environment,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+    def start_worker(self, queues: str = "image", **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker and wait until it is ready."""
+        process = self.start("worker", "--queues", queues, **environment)
+        mark = f"-{process.pid}-"
+        wait_until(lambda: any(mark in name for name in self.client.workers()), 60, self.log)
+        return process
+
+    def children(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """Processes that a process started, read from the kernel."""
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+        return [int(line) for line in found.stdout.split()]
+
+    def drawing_child(self, process: subprocess.Popen[bytes]) -> int:
+        """The process of a worker that draws."""
+        named = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in self.children(process)}
+        return next(pid for pid, command in named.items() if "spawn_main" in command)
+
+    def log(self) -> str:
+        """What the started processes printed."""
+        file = self.folder / "log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def end(self) -> None:
+        """Kill what is left, whole sessions at a time."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if self.broker is not None:
+            self.broker.stop(5)
+
+
+def wait_until(met: Callable[[], object], seconds: float, tell: Callable[[], str] = lambda: "") -> None:
+    """Wait until something is true, or fail and tell why it may not be."""
+    until = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < until, f"not within {seconds} s\n{tell()}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def make_service() -> Iterator[Callable[..., Service]]:
+    """Make services by settings; each has a folder short enough for a unix socket."""
+    made: list[Service] = []
+
+    def make(**settings: Any) -> Service:
+        service = Service(Path(tempfile.mkdtemp(prefix="mzt-")), **settings)
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        service.end()
+        shutil.rmtree(service.folder)
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Service]) -> Service:
+    """A service with nothing started yet."""
+    return make_service()
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """`wait_until`, for tests: until(met, seconds, tell)."""
+    return wait_until

@@ -1,0 +1,137 @@
+"""The database's tables come from migrations, on both kinds of database, and match the code's."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from mezzotint.worker import attempts, jobs, migrate
+from mezzotint.worker.database import Database
+from mezzotint.worker.errors import DatabaseUnavailable, SettingsError
+from mezzotint.worker.schema import metadata
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
+MIGRATE = """
+import sys
+from mezzotint.worker.database import Database
+from mezzotint.worker.migrate import migrate
+sys.stdin.readline()
+migrate(Database(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/new folder/jobs.db"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Path]:
+    """The socket folder of a Postgres of our own; it refuses to run as root, so it runs as nobody."""
+    if POSTGRES is None:
+        pytest.skip("no Postgres server is installed here (apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="mzt-pg-"))
+    shutil.chown(folder, "nobody")
+    as_nobody = {"user": "nobody", "cwd": "/", "check": True, "stdout": subprocess.DEVNULL}
+    subprocess.run([POSTGRES, "-D", folder / "data", "-A", "trust", "-U", "me", "-N"], **as_nobody)
+    control = [POSTGRES.with_name("pg_ctl"), "-D", folder / "data", "-l", folder / "log", "-w"]
+    subprocess.run([*control, "-o", f"-c listen_addresses='' -k {folder}", "start"], **as_nobody)
+    yield folder
+    subprocess.run([*control, "-m", "immediate", "stop"], **as_nobody)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_url(postgres: Path) -> str:
+    """A new database on that server."""
+    name = f"jobs_{uuid.uuid4().hex}"
+    with psycopg.connect(host=str(postgres), user="me", dbname="postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"postgresql://me@/{name}?host={postgres}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+def test_the_migrated_tables_are_those_the_code_knows(url: str) -> None:
+    database = Database(url)
+    migrate.migrate(database)
+    with database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    database.close()
+
+
+def test_processes_that_start_at_once_migrate_once(url: str) -> None:
+    starting = [
+        subprocess.Popen([sys.executable, "-c", MIGRATE, url], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in starting:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in starting:
+        assert process.communicate()[1] == b""
+        assert process.returncode == 0
+
+
+def test_a_job_goes_from_submit_to_its_result_on_either_database(url: str) -> None:
+    database = Database(url)
+    migrate.migrate(database)
+    new = jobs.NewJob(
+        owner="ann", request={"prompt": "x"}, request_hash="h", flops=10**17, queue="image",
+        idempotency_key="k",
+    )
+    row, is_new = jobs.submit(database, new)
+    assert is_new
+    assert jobs.submit(database, new) == (row, False)
+    assert jobs.places(database, [row]) == {row.id: 1}
+    claim = attempts.claim(database, row.id, 0, worker="w", lease_s=60)
+    assert claim is not None
+    assert 0 <= claim.queued_s < 60
+    assert attempts.renew(database, claim, 60)
+    assert attempts.order(database, claim) == "draw"
+    assert attempts.commit(database, claim, {"flops": 1})
+    assert jobs.find(database, row.id, "ann").result == {"flops": 1}
+    database.close()
+
+
+def test_the_newest_migration_is_the_one_the_code_expects() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).with_name("migrations")))
+    assert ScriptDirectory.from_config(config).get_heads() == [migrate.HEAD]
+
+
+def test_a_database_of_a_later_version_is_refused_and_left_alone(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    migrate.migrate(database)
+    with database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseUnavailable, match="made by another version"):
+        migrate.migrate(database)
+
+
+def test_a_database_that_does_not_answer_is_told_in_one_sentence() -> None:
+    database = Database("postgresql://me:secret@127.0.0.1:9/jobs")
+    with pytest.raises(DatabaseUnavailable, match="does not answer") as refused:
+        migrate.migrate(database)
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://host/jobs", "sqlite://", "nonsense", "sqlite:///:memory:"])
+def test_an_address_of_no_usable_database_is_a_settings_error(url: str) -> None:
+    with pytest.raises(SettingsError, match="MEZZOTINT_DATABASE_URL is"):
+        Database(url)
