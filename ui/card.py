@@ -10,6 +10,7 @@ from mezzotint.sampling.intake import accept
 from mezzotint.sampling.request import RequestError
 from mezzotint.ui import composer, markup, plate, words
 from mezzotint.ui.connection import client
+from mezzotint.worker.queues import DRAWING_QUEUE
 from mezzotint.worker.views import JobView, Output
 
 REFRESH = "refresh"
@@ -34,9 +35,15 @@ def _state(job: JobView) -> None:
     if not job.is_final:
         st.progress(words.fraction(job))
     if job.error:
-        markup.complaint(job.error.message)
+        markup.complaint(words.spoken(job.error.message))
+    if job.state == "queued" and not _is_drawn_for():
+        markup.text("mz-note", "No worker answers; start one with `mezzotint worker`. The job waits for it.")
     for warning in job.warnings:
         markup.text("mz-note", warning)
+
+
+def _is_drawn_for() -> bool:
+    return any(DRAWING_QUEUE in queues for queues in client().workers().values())
 
 
 def _actions(job: JobView) -> None:
@@ -92,15 +99,17 @@ def _download(label: str, output: Output) -> None:
 def _facts(job: JobView) -> dict[str, str]:
     request = job.request
     seeds = request["num_images"] - 1
-    return {
+    shown = {
         "Seed": f"{request['seed']}" + (f" to {request['seed'] + seeds}" if seeds else ""),
         "Size": f"{request['width']} × {request['height']}",
         "Steps": f"{request['num_inference_steps']}",
         "Guidance": f"{request['guidance_scale']:g}",
-        "Work": _work(job),
-        "Time": words.duration(words.total_seconds(job)) if job.state == "succeeded" else "not yet known",
         "Model": Path(job.model).name,
+        "Work": _work(job),
     }
+    if job.state == "succeeded":
+        shown["Time"] = words.duration(words.total_seconds(job))
+    return shown
 
 
 def _work(job: JobView) -> str:

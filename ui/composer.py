@@ -45,7 +45,7 @@ def submit(request: Mapping[str, Any]) -> None:
     try:
         job = client().submit(request)
     except RequestError as error:
-        st.session_state[REFUSED] = (error.field, st.session_state.get(error.field), words.refusal(error))
+        st.session_state[REFUSED] = (error.field, st.session_state.get(error.field), words.spoken(str(error)))
     except ServiceError as error:
         st.session_state[REFUSED] = ("prompt", st.session_state.get("prompt"), str(error))
     else:
@@ -83,12 +83,17 @@ def _asked() -> dict[str, Any]:
 
 def _check() -> tuple[Plan | None, dict[str, str]]:
     """The plan of the settings as they stand, and a sentence for each field that is not right."""
-    complaints = _standing_refusal()
-    try:
-        _, plan = accept(_asked() | {"prompt": "price only"})
-    except RequestError as error:
-        return None, complaints | {error.field: words.refusal(error)}
-    return plan, complaints
+    complaints: dict[str, str] = {}
+    asked = _asked() | {"prompt": "only priced"}
+    while True:  # each refusal takes its field out, so that the next one is found too
+        try:
+            _, plan = accept(asked)
+        except RequestError as error:
+            complaints[error.field] = words.spoken(str(error))
+            if asked.pop(error.field, None) is None:
+                return None, _standing_refusal() | complaints
+        else:
+            return None if complaints else plan, _standing_refusal() | complaints
 
 
 def _standing_refusal() -> dict[str, str]:
@@ -119,7 +124,7 @@ def _cost(plan: Plan | None, complaints: Mapping[str, str]) -> None:
     """One line of constant height, so that nothing moves when a number changes."""
     if plan is None:
         wrong = [words.LABELS[field] for field in complaints if field in words.LABELS and field != "prompt"]
-        markup.text("mz-cost", f"Set right {' and '.join(wrong)} to see the cost.")
+        markup.text("mz-cost", f"Correct {' and '.join(wrong)} to see the cost.")
         return
     seconds = words.expected_seconds(client().list(limit=50).jobs, st.session_state["model"], plan.flops)
     expected = "" if seconds is None else f", about {words.duration(seconds)}"

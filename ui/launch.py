@@ -10,10 +10,11 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 def command(host: str, port: int) -> list[str]:
     """Arguments that start the page on `host`:`port`; everything else is in ui/.streamlit/config.toml.
 
-    On a loopback address only loopback names are accepted in the Host header, so that no foreign site
-    can reach the page by rebinding its own name to this machine.
+    Python's -P keeps files of the working directory from being imported in place of libraries. On a loopback
+    address only loopback names are accepted in the Host header, so that no foreign site can reach the page
+    by rebinding its own name to this machine.
     """
     options = [f"--server.address={host}", f"--server.port={port}"]
     if host in LOOPBACK_HOSTS:
         options += [f"--server.allowedHosts={name}" for name in LOOPBACK_HOSTS]
-    return [sys.executable, "-m", "streamlit", "run", str(APP), *options]
+    return [sys.executable, "-P", "-m", "streamlit", "run", str(APP), *options]

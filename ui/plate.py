@@ -12,27 +12,27 @@ from mezzotint.worker.views import JobView
 
 def large(job: JobView) -> None:
     """All pictures of a job in full; while it works, the preview of the first."""
-    many = job.request["num_images"]
+    many, ratio = job.request["num_images"], f"{job.request['width']:d}/{job.request['height']:d}"
     columns = math.ceil(math.sqrt(many))
     with st.grid(columns=columns, min_column_width=72, gap="xsmall", key=f"sheet-{job.id}"):
         for index in range(many):
-            _frame(f"plate-{job.id}-{index}", job, index, connection.original)
+            with st.container(key=f"plate-{job.id}-{index}"):
+                st.html(f"<style>.st-key-plate-{job.id}-{index} {{ --ratio: {ratio}; }}</style>")
+                _show(job, index, connection.original)
 
 
 def small(job: JobView) -> None:
-    """The first picture of a job as a thumbnail."""
-    _frame(f"thumb-{job.id}", job, 0, connection.thumbnail)
+    """The first picture of a job as a square thumbnail."""
+    with st.container(key=f"thumb-{job.id}"):
+        _show(job, 0, connection.thumbnail)
 
 
-def _frame(key: str, job: JobView, index: int, read: Callable[[str], bytes]) -> None:
-    width, height = job.request["width"], job.request["height"]
-    with st.container(key=key):
-        st.html(f"<style>.st-key-{key}{{--ratio:{int(width)}/{int(height)}}}</style>")
-        picture = _picture(job, index, read)
-        if picture is None:
-            st.html('<div class="mz-grain"></div>')
-        else:
-            st.image(picture, width="stretch", alt=_alt(job, index))
+def _show(job: JobView, index: int, read: Callable[[str], bytes]) -> None:
+    picture = _picture(job, index, read)
+    if picture is None:
+        st.html('<div class="mz-grain"></div>')
+    else:
+        st.image(picture, width="stretch", alt=_alt(job, index))
 
 
 def _picture(job: JobView, index: int, read: Callable[[str], bytes]) -> bytes | None:

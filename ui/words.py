@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Iterable
 from datetime import datetime
 
-from mezzotint.sampling.request import RequestError
 from mezzotint.worker.views import JobView
 
 LABELS = {
@@ -25,9 +24,8 @@ ESTIMATE_JOBS = 20
 LABEL_CHARACTERS = 48
 
 
-def refusal(error: RequestError) -> str:
-    """The sentence of a refused request with the page's names of the fields in it."""
-    sentence = str(error)
+def spoken(sentence: str) -> str:
+    """A sentence about a request with the page's names of the fields in it: "Steps is 0; ..."."""
     for field, label in LABELS.items():
         if "_" in field:
             sentence = re.sub(rf"\b{field}\b", label.lower(), sentence)

@@ -20,7 +20,12 @@ def show() -> None:
 
 
 def _read() -> JobPage:
-    return client().list(limit=PAGE, cursor=st.query_params.get(CURSOR))
+    """The page in view; the newest when the address holds a cursor that never was one."""
+    try:
+        return client().list(limit=PAGE, cursor=st.query_params.get(CURSOR))
+    except ValueError:
+        st.query_params.pop(CURSOR, None)
+        return client().list(limit=PAGE)
 
 
 def _active(page: JobPage) -> bool:
@@ -44,7 +49,7 @@ def _gallery(polling: bool) -> None:
 def _item(job: JobView) -> None:
     with st.container(key=f"pick-{job.id}"):
         plate.small(job)
-        markup.text("mz-caption mz-two-lines", job.request["prompt"])
+        markup.text("mz-caption mz-title", job.request["prompt"])
         board.caption(job)
         if st.button(f"Open {words.label(job.request['prompt'])}", key=f"open-{job.id}"):
             st.switch_page(navigation.create_page(), query_params={"job": job.id})

@@ -19,7 +19,7 @@ def show() -> None:
             try:
                 composer.show()
             except RequestError as error:
-                markup.complaint(words.refusal(error))
+                markup.complaint(words.spoken(str(error)))
         with right:
             board.show()
 
