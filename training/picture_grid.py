@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = 6
-CAPTION_LINES = 2
 BACKGROUND = "white"
 INK = "black"
 
@@ -17,17 +16,18 @@ def picture_grid(
     captions: Sequence[str] | None = None,
     columns: int = 8,
     tile: int = 128,
+    caption_lines: int = 2,
 ) -> Image.Image:
     """Lay pictures out in rows, left to right.
 
     images: at least one, of any sizes; each is fitted into a square of `tile` pixels.
-    captions: one a picture, or None; wrapped to at most two lines, with an ellipsis where more is lost.
+    captions: one a picture, or None; wrapped to at most `caption_lines`, with an ellipsis where more is lost.
     Returns an RGB picture. Raises ValueError when the counts or the sizes make no sheet.
     """
     _check(images, captions, columns, tile)
     font = ImageFont.load_default(max(10, tile // 11))
     line = _line_height(font)
-    cell_width, cell_height = tile + MARGIN, tile + MARGIN + (CAPTION_LINES * line if captions else 0)
+    cell_width, cell_height = tile + MARGIN, tile + MARGIN + (caption_lines * line if captions else 0)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), BACKGROUND)
@@ -35,12 +35,12 @@ def picture_grid(
     for i, image in enumerate(images):
         left, top = MARGIN + i % columns * cell_width, MARGIN + i // columns * cell_height
         _paste_fitted(sheet, image, left, top, tile)
-        for n, text in enumerate(wrap(captions[i], font, tile) if captions else ()):
+        for n, text in enumerate(wrap(captions[i], font, tile, caption_lines) if captions else ()):
             draw.text((left + tile / 2, top + tile + n * line), text, font=font, fill=INK, anchor="ma")
     return sheet
 
 
-def wrap(text: str, font: Font, width: int, max_lines: int = CAPTION_LINES) -> list[str]:
+def wrap(text: str, font: Font, width: int, max_lines: int = 2) -> list[str]:
     """Break a caption between words into lines of at most `width` pixels.
 
     A word wider than a line, and whatever does not fit into `max_lines`, ends in an ellipsis.
