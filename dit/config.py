@@ -42,12 +42,12 @@ class DiTConfig:
     in_channels: int = 3
     patch_size: int = 32
     patch_bottleneck: int = 128
-    hidden_size: int = 384
+    hidden_size: int = 320
     num_layers: int = 12
-    num_heads: int = 6
-    mlp_ratio: float = 3.0
+    num_heads: int = 5
+    mlp_ratio: float = 4.0
     text_size: int = 384
-    max_text_tokens: int = 16
+    max_text_tokens: int = 12
     text_conditioning: TextConditioning = "joint"
     norm: Norm = "layer"
     mlp: Mlp = "gelu"

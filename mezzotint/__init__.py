@@ -9,11 +9,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC_NAMES = {
+    "DiT": "mezzotint.dit.model",
     "Pipeline": "mezzotint.sampling.pipeline",
     "GenerateRequest": "mezzotint.sampling.request",
     "Client": "mezzotint.worker.client",
 }
-__all__ = ["Client", "GenerateRequest", "Pipeline", "__version__"]
+__all__ = ["Client", "DiT", "GenerateRequest", "Pipeline", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,104 @@
+"""The small parts of a block: norm, modulation, feed-forward, patches, and embeddings of time and text.
+
+Shape suffixes: B batch, N tokens, C hidden size, P patch values.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mezzotint.dit.config import DiTConfig
+
+
+def make_norm(config: DiTConfig) -> nn.Module:
+    """A norm without weights of its own: the modulation that follows scales and shifts."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
+    return nn.LayerNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
+
+
+def modulate(x_BNC: Tensor, shift_BC: Tensor, scale_BC: Tensor) -> Tensor:
+    """x * (1 + scale) + shift, one scale and shift a picture (adaLN, DiT section 3.2)."""
+    return torch.addcmul(shift_BC[:, None], x_BNC, 1 + scale_BC[:, None])
+
+
+class GeluMlp(nn.Module):
+    """Linear, tanh-GELU, Linear."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.mlp_size)
+        self.fc2 = nn.Linear(config.mlp_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class SwigluMlp(nn.Module):
+    """fc2(silu(gate(x)) * fc1(x)) (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
+        self.fc1 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
+        self.fc2 = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.gate(x)) * self.fc1(x))
+
+
+def make_mlp(config: DiTConfig) -> nn.Module:
+    """The feed-forward half of a block, as the config names it."""
+    return SwigluMlp(config) if config.mlp == "swiglu" else GeluMlp(config)
+
+
+class PatchEmbed(nn.Module):
+    """Flat patches to tokens, through a bottleneck when the config has one."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        values = config.in_channels * config.patch_size**2
+        bottleneck = config.patch_bottleneck
+        self.down = nn.Linear(values, bottleneck, bias=False) if bottleneck else nn.Identity()
+        self.up = nn.Linear(bottleneck or values, config.hidden_size)
+
+    def forward(self, patches_BNP: Tensor, scale_B: Tensor) -> Tensor:
+        """Scaled patches to tokens; the scale is applied behind the bottleneck, where values are few."""
+        return self.up(self.down(patches_BNP) * scale_B[:, None, None])
+
+
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """Pictures [B, c, H, W] to flat patches [B, N, p * p * c], row by row."""
+    B, c, H, W = x.shape
+    p = patch_size
+    x = x.reshape(B, c, H // p, p, W // p, p)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // p) * (W // p), p * p * c)
+
+
+def unpatchify(patches_BNP: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Undo `patchify`."""
+    rows, columns = grid
+    p = patch_size
+    x = patches_BNP.reshape(patches_BNP.shape[0], rows, columns, p, p, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], x.shape[-1], rows * p, columns * p)
+
+
+def sinusoid(t_B: Tensor, size: int = 256, scale: float = 1000.0, max_period: float = 10_000.0) -> Tensor:
+    """Sines and cosines of noise time t in [0, 1], fp32 [B, size] (DiT's timestep embedding at t * 1000)."""
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(size // 2, device=t_B.device) / (size // 2))
+    angles = t_B.float()[:, None] * scale * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class VectorEmbed(nn.Module):
+    """A vector a picture (a time or a pooled text) to the hidden size: Linear, SiLU, Linear."""
+
+    def __init__(self, in_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_size, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(x)))

@@ -1,0 +1,133 @@
+"""A text-conditioned diffusion transformer over pixels, in reading order.
+
+Shape suffixes: B batch, c picture channels, N image tokens, L text tokens, C hidden size, T text encoder size.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from torch import Tensor, nn
+
+from mezzotint.dit.blocks import Block, FinalLayer
+from mezzotint.dit.config import DiTConfig, Mlp, Norm, Prediction, TextConditioning
+from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
+from mezzotint.dit.positions import rope_table
+
+
+class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Predicts the clean picture (or the velocity) from a noisy one, its noise time and its text.
+
+    The arguments are those of `DiTConfig`, where each is described; the saved config.json holds them.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ("Block",)
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 256,
+        in_channels: int = 3,
+        patch_size: int = 32,
+        patch_bottleneck: int = 128,
+        hidden_size: int = 320,
+        num_layers: int = 12,
+        num_heads: int = 5,
+        mlp_ratio: float = 4.0,
+        text_size: int = 384,
+        max_text_tokens: int = 12,
+        text_conditioning: TextConditioning = "joint",
+        norm: Norm = "layer",
+        mlp: Mlp = "gelu",
+        qk_norm: bool = True,
+        rope_theta: float = 100.0,
+        prediction: Prediction = "x",
+        noise_scale: float = 8.0,
+        data_std: float = 0.7,
+    ) -> None:
+        super().__init__()
+        self.shape = shape = DiTConfig.from_mapping(self.config)
+        self.patch_embed = PatchEmbed(shape)
+        self.text_embed = nn.Linear(text_size, hidden_size)
+        self.time_embed = VectorEmbed(256, hidden_size)
+        self.pooled_embed = VectorEmbed(text_size, hidden_size)
+        self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(num_layers))
+        self.final = FinalLayer(shape)
+        self.gradient_checkpointing = False
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Every block starts as the identity (its last Linears are zero), with open gates."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            block.table[[2, 5]] = 1.0
+            last = [block.attn.proj, block.mlp.fc2] + ([block.cross.proj] if block.cross is not None else [])
+            for linear in last:
+                nn.init.zeros_(linear.weight)
+        for linear in (self.modulation, self.final.modulation, self.final.linear):
+            nn.init.zeros_(linear.weight)
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Predict.
+
+        x: noisy pictures [B, c, H, W]; H and W multiples of patch_size.
+        t: noise time [B] in [0, 1], 0 = data, 1 = noise.
+        text: encoded text tokens [B, L, T], padding zero. Without a prompt all are zero.
+        pooled: mean of the text tokens [B, T]; zero without a prompt.
+        text_mask: bool [B, L], True where a token counts; used by cross-attention only. A row without any
+            token attends to its padding, as the joint sequence does.
+        Returns [B, c, H, W] in the network's dtype.
+        """
+        grid = self.shape.grid(x.shape[-2], x.shape[-1])
+        tokens = self.patch_embed(patchify(x.to(self.dtype), self.shape.patch_size), self._input_scale(t))
+        words = self.text_embed(text.to(self.dtype))
+        condition = self._condition(t, pooled)
+        joint = self.shape.text_conditioning == "joint"
+        num_text = words.shape[1] if joint else 0
+        cos, sin = self._rope(grid, num_text)
+        side = () if joint else (words, _keys_to_see(text_mask, words))
+        tokens = torch.cat([words, tokens], dim=1) if joint else tokens
+        shared = self.modulation(condition).unflatten(1, (6, -1))
+        for block in self.blocks:
+            tokens = self._run(block, tokens, shared, cos, sin, *side)
+        patches = self.final(tokens[:, num_text:], condition)
+        return unpatchify(patches, grid, self.shape.patch_size)
+
+    def _input_scale(self, t: Tensor) -> Tensor:
+        """One over the standard deviation of a picture at its noise time [B] (EDM's c_in)."""
+        signal, noise = self.shape.data_std * (1 - t.float()), self.shape.noise_scale * t.float()
+        return (signal.square() + noise.square()).rsqrt().to(self.dtype)
+
+    def _condition(self, t: Tensor, pooled: Tensor) -> Tensor:
+        time = self.time_embed(sinusoid(t).to(self.dtype))
+        return F.silu(time + self.pooled_embed(pooled.to(self.dtype)))
+
+    def _rope(self, grid: tuple[int, int], num_text: int) -> Sequence[Tensor]:
+        table = _cached_rope(grid, self.shape.head_dim, self.shape.rope_theta, num_text)
+        return [part.to(self.device, self.dtype) for part in table]
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+
+_cached_rope = lru_cache(maxsize=64)(rope_table)
+
+
+def _keys_to_see(text_mask: Tensor | None, words: Tensor) -> Tensor:
+    """A mask without an empty row, since a softmax over nothing is NaN."""
+    if text_mask is None:
+        return torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+    return text_mask | ~text_mask.any(dim=1, keepdim=True)

@@ -1,0 +1,31 @@
+"""Rotary positions for tokens on a grid of rows and columns (2D axial RoPE).
+
+Half of a head's channel pairs turn with the row, half with the column, so any height x width works and a
+shift of the whole grid changes nothing. Text tokens are not turned.
+
+Shape suffixes: N tokens, D head channels, F frequencies.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rope_table(grid: tuple[int, int], head_dim: int, theta: float, num_text_tokens: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for `num_text_tokens` unturned tokens followed by a rows x columns grid.
+
+    Returns two fp32 tensors [N, D], on the CPU, for `apply_rope`. `head_dim` must be a multiple of 4.
+    """
+    rows, columns = grid
+    frequencies_F = theta ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
+    row_NF = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)[:, None] * frequencies_F
+    column_NF = torch.arange(columns, dtype=torch.float64).repeat(rows)[:, None] * frequencies_F
+    angles = torch.cat([row_NF, column_NF], dim=1)
+    angles = torch.cat([angles.new_zeros(num_text_tokens, head_dim // 2), angles])
+    angles_ND = torch.cat([angles, angles], dim=1)
+    return angles_ND.cos().float(), angles_ND.sin().float()
+
+
+def apply_rope(x: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """Turn channel pairs (d, d + D/2) of x [..., N, D] by the table's angles."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos_ND + torch.cat([-second, first], dim=-1) * sin_ND

@@ -1,0 +1,180 @@
+"""Prompt to pixels: a diffusers pipeline over our transformer.
+
+Shape suffixes: B pictures, c channels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import Tensor
+
+from mezzotint.dit.config import DiTConfig
+from mezzotint.dit.model import DiT
+from mezzotint.sampling.catalog import find_model
+from mezzotint.sampling.guidance import guide
+from mezzotint.sampling.plan import noise_times
+from mezzotint.sampling.precision import fastest_dtype
+from mezzotint.sampling.request import MAX_IMAGES, MAX_SEED, RequestError
+from mezzotint.sampling.text import EMBEDDED, EncodedText, TextEncoder
+
+MIN_T = 0.05
+"""Velocity from a predicted picture divides by t; below this it divides by MIN_T, as in training (JiT)."""
+
+StepCallback = Callable[[int, int, Tensor], None]
+"""Called after each step with (steps done, number of steps, predicted clean pictures [B, c, H, W] in [-1, 1])."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineOutput:
+    """Pictures, the seed of each, and what the caller should know (a prompt that was cut, say)."""
+
+    images: list[Image.Image]
+    seeds: list[int]
+    warnings: list[str]
+
+
+class Pipeline(DiffusionPipeline):
+    """Draws pictures from prompts. `Pipeline.from_pretrained("emoji-256")("a red apple", seed=7).images[0]`."""
+
+    def __init__(
+        self,
+        transformer: DiT,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        text_encoder_name: str = EMBEDDED,
+        guidance_scale: float = 3.0,
+        num_inference_steps: int = 25,
+    ) -> None:
+        """guidance_scale and num_inference_steps are the model's defaults, saved in model_index.json."""
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.register_to_config(
+            text_encoder_name=text_encoder_name,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+        )
+        self._text_encoder: TextEncoder | None = None
+
+    @classmethod
+    def from_pretrained(cls, name: str, torch_dtype: torch.dtype | None = None, **kwargs: object) -> "Pipeline":
+        """Load a shipped model by name, or a folder. `torch_dtype` None takes what is fastest on the CPU.
+
+        Raises RequestError (field "model") when there is no such model.
+        """
+        folder = find_model(str(name)).folder
+        return super().from_pretrained(str(folder), torch_dtype=torch_dtype or fastest_dtype("cpu"), **kwargs)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """Loaded when it is first used."""
+        if self._text_encoder is None:
+            self._text_encoder = TextEncoder(self.config.text_encoder_name, self.device)
+        return self._text_encoder
+
+    def use_text_encoder(self, encoder: TextEncoder) -> None:
+        """Share an encoder that is loaded already."""
+        self._text_encoder = encoder
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        num_images: int = 1,
+        callback: StepCallback | None = None,
+    ) -> PipelineOutput:
+        """Draw `num_images` pictures of each prompt.
+
+        width, height: pixels, multiples of the model's patch; None is the model's own size.
+        seed: one number, and picture i gets seed + i; or one a picture; None draws one.
+        callback: see StepCallback; what it raises ends the drawing (a cancel, say).
+        Raises RequestError naming the argument, its value and its range.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [p for p in prompts for _ in range(num_images)]
+        shape = self.transformer.shape
+        size = _size(shape, height or shape.sample_size, width or shape.sample_size)
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        seeds = _seeds(seed, len(prompts))
+        text = self._encode(prompts, negative_prompt or "", guided=scale != 1)
+        noise = torch.stack([self._noise(s, size) for s in seeds])
+        pictures = self._denoise(noise, text, steps, scale, callback)
+        warnings = _cut_warnings(prompts, text.lengths[: len(prompts)], shape.max_text_tokens)
+        return PipelineOutput(images=to_images(pictures), seeds=seeds, warnings=warnings)
+
+    def _encode(self, prompts: list[str], negative: str, guided: bool) -> EncodedText:
+        """The prompts, followed by as many negative ones when guidance runs."""
+        wanted = prompts + [negative] * len(prompts) if guided else prompts
+        return self.text_encoder.encode(wanted, self.transformer.shape.max_text_tokens)
+
+    def _noise(self, seed: int, size: tuple[int, int]) -> Tensor:
+        """Noise of one picture, drawn on the CPU so that a seed survives a change of device and of batch."""
+        shape = self.transformer.shape
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape.in_channels, *size, generator=generator) * shape.noise_scale
+
+    def _denoise(
+        self, noise: Tensor, text: EncodedText, num_steps: int, scale: float, callback: StepCallback | None
+    ) -> Tensor:
+        x = noise.to(self.device)
+        self.scheduler.set_timesteps(sigmas=noise_times(num_steps), device=self.device)
+        for step, timestep in enumerate(self.scheduler.timesteps):
+            t = timestep / self.scheduler.config.num_train_timesteps
+            prediction = self._predict(x, t, text, scale)
+            clean, velocity = self._clean_and_velocity(prediction, x, t)
+            x = self.scheduler.step(velocity, timestep, x, return_dict=False)[0]
+            if callback is not None:
+                callback(step + 1, num_steps, clean)
+        return x
+
+    def _predict(self, x: Tensor, t: Tensor, text: EncodedText, scale: float) -> Tensor:
+        branches = len(text.tokens) // len(x)
+        inputs = torch.cat([x] * branches)
+        out = self.transformer(inputs, t.expand(len(inputs)), text.tokens, text.pooled, text.mask).float()
+        return out if branches == 1 else guide(*out.chunk(2), scale)
+
+    def _clean_and_velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity dx/dt = noise - picture, with x = (1 - t) picture + t noise."""
+        if self.transformer.shape.prediction == "v":
+            return x - t * prediction, prediction
+        return prediction, (x - prediction) / t.clamp(min=MIN_T)
+
+
+def to_images(pictures: Tensor) -> list[Image.Image]:
+    """Pictures [B, 3, H, W] in [-1, 1] to PIL."""
+    values = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(v) for v in values.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _size(shape: DiTConfig, height: int, width: int) -> tuple[int, int]:
+    try:
+        shape.grid(height, width)
+    except ValueError as error:
+        raise RequestError(str(error).split()[0], str(error)) from None
+    return height, width
+
+
+def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    if seed is None:
+        seed = int(torch.randint(0, MAX_SEED - MAX_IMAGES, (1,)))
+    if isinstance(seed, int):
+        return [seed + i for i in range(count)]
+    if len(seed) != count:
+        raise RequestError("seed", f"seed has {len(seed)} numbers for {count} pictures; give one, or one a picture.")
+    return list(seed)
+
+
+def _cut_warnings(prompts: list[str], lengths: list[int], limit: int) -> list[str]:
+    return [
+        f"the prompt has {n} tokens; the model reads the first {limit} one by one and the rest as a whole"
+        for _, n in sorted({(p, n) for p, n in zip(prompts, lengths, strict=True)})
+        if n > limit
+    ]

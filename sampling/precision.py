@@ -1,0 +1,34 @@
+"""Which number format to compute in, by measurement: a CPU may take bf16 and emulate it slowly."""
+
+import time
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bf16" or "fp32"."""
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+@cache
+def fastest_dtype(device: str) -> torch.dtype:
+    """bf16 on a GPU that has it, and on a CPU where a Linear of a small DiT's shape really runs faster in it."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if torch.device(device).type != "cpu":
+        return torch.float32
+    return min((torch.bfloat16, torch.float32), key=_linear_seconds)
+
+
+def _linear_seconds(dtype: torch.dtype) -> float:
+    x, weight = torch.ones(160, 384, dtype=dtype), torch.ones(1152, 384, dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        F.linear(x, weight)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,59 @@
+"""Fetch a package's archive with `npm pack`: the files alone, nothing installed and no script run."""
+
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+
+class SourceError(RuntimeError):
+    """A source of data cannot be had; the text says why and what to do."""
+
+
+def fetch_archive(package: str, folder: Path) -> Path:
+    """Fetch `package` ("name@version") into `folder` and return the archive's path; a whole one is kept.
+
+    Raises SourceError when npm is missing, when it fails, or when the archive is broken.
+    """
+    target = folder / (package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
+    if target.is_file() and is_whole(target):
+        return target
+    target.unlink(missing_ok=True)
+    _pack(package, folder, target)
+    if not is_whole(target):
+        target.unlink()
+        raise SourceError(f"{package} arrived as a broken archive; run the same command again.")
+    return target
+
+
+def is_whole(archive: Path) -> bool:
+    """Whether every member of a .tgz can be read to its end."""
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            return all(_drain(tar, member) for member in tar if member.isfile())
+    except (tarfile.TarError, OSError, EOFError):
+        return False
+
+
+def _drain(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    stream = tar.extractfile(member)
+    return stream is not None and len(stream.read()) == member.size
+
+
+def _pack(package: str, folder: Path, target: Path) -> None:
+    if shutil.which("npm") is None:
+        raise SourceError("npm is not on PATH; install Node.js (it brings npm), then run the same command again.")
+    unfinished = folder / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    done = subprocess.run(
+        ["npm", "pack", package, "--silent", "--pack-destination", str(unfinished)],
+        capture_output=True, text=True, check=False,
+    )
+    packed = list(unfinished.glob("*.tgz"))
+    if done.returncode or len(packed) != 1:
+        reason = (done.stderr or done.stdout).strip().splitlines()
+        raise SourceError(f"npm could not fetch {package}: {reason[-1] if reason else 'no reason given'}; "
+                          "check the network and npm's registry setting, then run the same command again.")
+    packed[0].replace(target)
+    unfinished.rmdir()

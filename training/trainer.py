@@ -1,0 +1,222 @@
+"""The training loop: one object that holds a run's parts, and `run` that steps it to the end.
+
+Shape suffixes: B batch, c channels, S picture side.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from mezzotint.dit.model import DiT
+from mezzotint.sampling.precision import DTYPES
+from mezzotint.sampling.text import EMBEDDED, TextEncoder
+from mezzotint.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from mezzotint.training.config import ConfigError, TrainConfig, to_mapping
+from mezzotint.training.data import PictureData, StepSampler, TextTable, batches, draw_captions
+from mezzotint.training.memory import keep_freed_memory
+from mezzotint.training.metrics_log import MetricsLog
+from mezzotint.training.objectives import add_noise, draw_t, velocity_loss
+from mezzotint.training.optim import MasterOptimizer, learning_rate_factor
+from mezzotint.training.randomness import generator_for
+from mezzotint.training.sample_grid import save_sample_grid
+
+
+class Trainer:
+    """A run in a folder: metrics.jsonl, config.yaml, samples/*.png, checkpoints/step-*."""
+
+    def __init__(self, config: TrainConfig, output: Path, init_from: str | None = None) -> None:
+        """Open the data, build or load the network, and take up the newest checkpoint in `output`, if any.
+
+        Raises ConfigError (settings, data, a broken checkpoint, a network of another shape).
+        """
+        self.config, self.output = config, output
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process
+        _use_all_cores(self.accelerator)
+        output.mkdir(parents=True, exist_ok=True)
+        self.data = PictureData(config.data, config.model.sample_size)
+        self.encoder = TextEncoder(EMBEDDED)
+        self.table = TextTable(
+            self.data.captions, self.encoder, config.model.max_text_tokens, output / "text.safetensors"
+        )
+        self.sampler = StepSampler(
+            self.data.draw_weights(config.data.balance), config.batch_size, config.seed,
+            self.accelerator.process_index, self.accelerator.num_processes,
+        )
+        self.step, self.trained_s = 0, 0.0
+        self._build_network(init_from)
+        self.log = MetricsLog(output / "metrics.jsonl", self.step) if self.is_main else None
+        if self.is_main:
+            (output / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+
+    def _build_network(self, init_from: str | None) -> None:
+        found = list_checkpoints(self.output)
+        torch.manual_seed(self.config.seed)
+        network = _fresh_network(self.config, None if found else init_from)
+        self.optimizer = MasterOptimizer(network, self.config.optim)
+        network.to(self.device, DTYPES[self.config.dtype])
+        if self.config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        self.optimizer.live = dict(network.named_parameters())
+        self.network = network
+        self.wrapped = self.accelerator.prepare_model(network)
+        if found:
+            self._resume(found[-1])
+
+    def _resume(self, folder: Path) -> None:
+        checkpoint = load_checkpoint(folder)
+        before = checkpoint.state["config"]["model"]
+        if before != to_mapping(self.config)["model"]:
+            raise ConfigError(f"{folder} holds a network with other settings; give another --output, or the same model.")
+        self.optimizer.load_state_dict(checkpoint.optimizer, checkpoint.masters, checkpoint.ema)
+        self.step, self.trained_s = checkpoint.state["step"], checkpoint.state["seconds"]
+        _restore_random_state(checkpoint.state["random"])
+
+    def run(self, max_minutes: float | None = None) -> None:
+        """Train to max_steps, or for `max_minutes`, or until SIGTERM or Ctrl-C; each ends with a checkpoint."""
+        stop = _StopFlag()
+        start = saved = time.monotonic()
+        bar = tqdm(total=self.config.max_steps, initial=self.step, unit="step", disable=not (self.is_main and sys.stderr.isatty()))
+        for indices, pictures in batches(self.data, self.sampler, self.step):
+            out_of_time = max_minutes is not None and time.monotonic() - start > max_minutes * 60
+            if self.step >= self.config.max_steps or out_of_time or stop.asked:
+                break
+            metrics = self._timed_step(indices, pictures)
+            bar.update()
+            bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['samples_per_s']:.1f} samples/s")
+            self._maybe_sample()
+            if time.monotonic() - saved > self.config.checkpoint_minutes * 60:
+                self.save()
+                saved = time.monotonic()
+        bar.close()
+        self.save()
+        if self.log is not None:
+            self.log.close()
+
+    def _timed_step(self, indices: list[int], pictures: Tensor) -> dict[str, Any]:
+        start = time.perf_counter()
+        loss, norm, factor = self.train_step(indices, pictures)
+        seconds = time.perf_counter() - start
+        self.trained_s += seconds
+        metrics = {
+            "step": self.step, "loss": loss, "grad_norm": norm, "rate_factor": factor,
+            "samples_per_s": self.config.batch_size / seconds, "seconds": round(self.trained_s, 3),
+        }
+        if self.log is not None:
+            self.log.write(**metrics)
+        self.step += 1
+        return metrics
+
+    def train_step(self, indices: list[int], pictures: Tensor) -> tuple[float, float, float]:
+        """One update on uint8 pictures [B, c, S, S]; returns loss, gradient norm and rate factor."""
+        config = self.config
+        generator = generator_for(config.seed, self.step, self.accelerator.process_index)
+        numbers = draw_captions([self.data.captions[i] for i in indices], self.table, config.data, generator)
+        t = draw_t(len(indices), config.objective, generator).to(self.device)
+        x = pictures.to(self.device).float().div_(127.5).sub_(1)
+        noise = torch.randn(x.shape, generator=generator).mul_(config.model.noise_scale).to(self.device)
+        text, pooled, mask = (part.to(self.device) for part in self.table.batch(numbers))
+        prediction = self.wrapped(add_noise(x, t, noise), t, text, pooled, mask)
+        losses = velocity_loss(
+            prediction, x, noise, t, kind=config.model.prediction, min_t=config.objective.min_t
+        )
+        loss = losses.mean()
+        self.accelerator.backward(loss)
+        factor = learning_rate_factor(self.step, config.max_steps, config.optim)
+        norm = self.optimizer.step(factor, self.step)
+        return self.accelerator.reduce(loss.detach(), "mean").item(), norm, factor
+
+    def _maybe_sample(self) -> None:
+        every = self.config.samples.every_steps
+        if self.is_main and every and self.step % every == 0:
+            save_sample_grid(self.ema_network(), self.encoder, self.config.samples, self._sample_file())
+
+    def _sample_file(self) -> Path:
+        return self.output / "samples" / f"step-{self.step:08d}.png"
+
+    def ema_network(self) -> DiT:
+        """A copy of the network with the EMA weights, in the run's dtype."""
+        network = _fresh_network(self.config, None)
+        network.load_state_dict(self.optimizer.ema)
+        return network.to(self.device, DTYPES[self.config.dtype]).eval()
+
+    def save(self) -> None:
+        """Write a checkpoint of this very step."""
+        if not self.is_main:
+            return
+        state = {
+            "step": self.step, "seconds": self.trained_s, "config": to_mapping(self.config),
+            "random": _random_state(), "text_encoder": self.encoder.name,
+        }
+        masters = {name: p.detach().contiguous() for name, p in self.optimizer.masters.items()}
+        save_checkpoint(self.output, Checkpoint(
+            masters=masters, ema=self.optimizer.ema, optimizer=self.optimizer.state_dict(), state=state,
+        ))
+
+
+def _use_all_cores(accelerator: Accelerator) -> None:
+    """Share the cores between the processes here; accelerate's launcher leaves each CPU process a single one."""
+    if accelerator.device.type == "cpu":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        keep_freed_memory()
+
+
+class _StopFlag:
+    """Set by SIGTERM or Ctrl-C; the step under way is finished and saved."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def _fresh_network(config: TrainConfig, init_from: str | None) -> DiT:
+    if init_from is None:
+        return DiT.from_config(to_mapping(config)["model"])
+    from mezzotint.sampling.catalog import find_model
+
+    card = find_model(init_from)
+    if replace(card.config, noise_scale=config.model.noise_scale) != config.model:
+        raise ConfigError(f"--init-from is {init_from}, a network of another shape than the recipe's; "
+                          "the two must have the same model settings (noise_scale may differ).")
+    network = DiT.from_pretrained(card.folder / "transformer", torch_dtype=torch.float32)
+    network.register_to_config(noise_scale=config.model.noise_scale)
+    network.shape = config.model
+    return network
+
+
+def _random_state() -> dict[str, Any]:
+    """States of the process's global generators. The loop itself draws from (seed, step, rank) alone, so these
+    matter only to what a library draws on its own."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one is meant
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": [str(kind), np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "python": [random.getstate()[0], list(random.getstate()[1]), random.getstate()[2]],
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
