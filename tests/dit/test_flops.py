@@ -1,0 +1,67 @@
+"""The arithmetic of a forward pass against torch's own counter on the real network."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mezzotint.dit.config import DiTConfig
+from mezzotint.dit.flops import block_flops, forward_flops
+from mezzotint.dit.model import DiT
+
+SMALL = DiTConfig(
+    sample_size=64, patch_size=16, patch_bottleneck=24, hidden_size=64, num_layers=3, num_heads=2,
+    mlp_ratio=3.0, text_size=48, max_text_tokens=10,
+)
+CONFIGS = {
+    "as in the experiments": SMALL,
+    "without a bottleneck": replace(SMALL, patch_bottleneck=0),
+    "swiglu": replace(SMALL, mlp="swiglu"),
+    "rms": replace(SMALL, norm="rms"),
+    "cross-attention to text": replace(SMALL, text_conditioning="cross"),
+    "cross-attention and swiglu": replace(SMALL, text_conditioning="cross", mlp="swiglu"),
+    "one layer": replace(SMALL, num_layers=1),
+    "more text": replace(SMALL, max_text_tokens=77),
+}
+
+
+def counted(config: DiTConfig, height: int, width: int, num_text_tokens: int) -> int:
+    """FLOPs that torch counts in one forward pass on one picture.
+
+    Attention runs as plain matrix products, since torch does not count its fused attention on the CPU.
+    """
+    network = DiT(**asdict(config)).eval()
+    x = torch.randn(1, config.in_channels, height, width)
+    text = torch.randn(1, num_text_tokens, config.text_size)
+    mask = torch.ones(1, num_text_tokens, dtype=torch.bool)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(x, torch.tensor([0.5]), text, text.mean(dim=1), mask)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96)])
+def test_the_price_of_a_pass_is_what_torch_counts(name: str, height: int, width: int) -> None:
+    config = CONFIGS[name]
+    rows, columns = config.grid(height, width)
+    real = counted(config, height, width, config.max_text_tokens)
+    assert forward_flops(config, rows * columns) == real
+
+
+def test_the_shipped_shape_is_priced_right_too() -> None:
+    config = DiTConfig(num_layers=2)
+    real = counted(config, 256, 256, config.max_text_tokens)
+    assert forward_flops(config, 64) == real
+
+
+def test_fewer_text_tokens_cost_less_by_as_much_as_torch_counts() -> None:
+    for config in (SMALL, CONFIGS["cross-attention to text"]):
+        saved = counted(config, 64, 64, 10) - counted(config, 64, 64, 4)
+        assert forward_flops(config, 16, 10) - forward_flops(config, 16, 4) == saved
+
+
+def test_each_layer_adds_one_block() -> None:
+    more = replace(SMALL, num_layers=SMALL.num_layers + 2)
+    assert forward_flops(more, 16) - forward_flops(SMALL, 16) == 2 * block_flops(SMALL, 16, 10)
