@@ -80,9 +80,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _die_with_parent() -> None:
-    """On Linux, should `up` be killed outright, its children are told to stop. Runs in the new process."""
+    """On Linux, should `up` be killed outright, its children are, too. Runs in the new process.
+
+    No gentler signal will do: with its output's reader gone, a child may hang while it says goodbye.
+    """
     if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def say(name: str, line: str) -> None:

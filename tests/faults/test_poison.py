@@ -38,7 +38,7 @@ def test_a_job_that_hangs_is_ended_by_the_limit_of_an_attempt(
     assert service.client.wait(good.id, timeout_s=30).state == "succeeded"
 
 
-def test_an_engine_that_cannot_be_found_fails_jobs_with_its_sentence(make_service: Callable[..., Any]) -> None:
+def test_an_engine_that_is_not_there_fails_jobs_with_its_sentence(make_service: Callable[..., Any]) -> None:
     service = make_service(engine="nowhere:Engine")
     service.start_broker()
     service.start_worker()

@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped, or told to stop, in the middle of a drawing. Real processes, real signals."""
+"""Workers that are killed, stopped or told to stop in the middle of a drawing: real processes and signals."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def test_a_job_whose_child_process_is_killed_runs_again(
     service = make_service(null_step_s=0.2)
     service.start_broker()
     worker = service.start_worker()
-    job_id = begin(service, until, num_inference_steps=20)
+    job_id = begin(service, until, num_inference_steps=12)
     os.kill(service.drawing_child(worker), signal.SIGKILL)
     killed = time.monotonic()
     until(lambda: service.client.get(job_id).attempt == 2, PROMISED_S, service.log)
@@ -51,7 +51,7 @@ def test_a_job_whose_whole_worker_is_killed_runs_again_on_another(
     service = make_service(null_step_s=0.2)
     service.start_broker()
     workers = [service.start_worker(), service.start_worker()]
-    job_id = begin(service, until, num_inference_steps=20)
+    job_id = begin(service, until, num_inference_steps=12)
     os.killpg(claimer(service, job_id, workers).pid, signal.SIGKILL)
     killed = time.monotonic()
     until(lambda: service.client.get(job_id).attempt == 2, PROMISED_S, service.log)
@@ -66,7 +66,7 @@ def test_a_child_does_not_outlive_its_worker(
     service = make_service(null_step_s=1.0)
     service.start_broker()
     worker = service.start_worker()
-    begin(service, until, num_inference_steps=200)
+    begin(service, until, num_inference_steps=120)
     child = service.drawing_child(worker)
     worker.kill()
     worker.wait()
@@ -110,7 +110,7 @@ def test_a_worker_told_to_stop_hands_back_what_takes_longer(
     service = make_service(null_step_s=0.2, shutdown_grace_s=0.5, max_attempts=1)
     service.start_broker()
     worker = service.start_worker()
-    job_id = begin(service, until, num_inference_steps=30)
+    job_id = begin(service, until, num_inference_steps=15)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0, service.log()
     assert service.client.get(job_id).state == "queued"
