@@ -18,7 +18,8 @@ if not SHIPPED_MODELS.is_dir():  # an installed wheel puts this file at mezzotin
 class ModelCard:
     """What can be known of a model before it is loaded.
 
-    guidance_scale and num_inference_steps are the defaults its makers measured to be best.
+    guidance_scale and num_inference_steps are the defaults its makers measured to be best; time_shift is the
+    scheduler's: t becomes shift * t / (1 + (shift - 1) * t).
     """
 
     name: str
@@ -26,36 +27,60 @@ class ModelCard:
     config: DiTConfig
     guidance_scale: float
     num_inference_steps: int
+    time_shift: float = 1.0
+
+
+def models_folder() -> Path:
+    """Where a person's own models lie: MEZZOTINT_MODELS_DIR, or models/ in the XDG data folder."""
+    own = os.environ.get("MEZZOTINT_MODELS_DIR")
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(own) if own else Path(data) / "mezzotint" / "models"
+
+
+def model_names() -> list[str]:
+    """Names of the models that come with the package, then of the person's own."""
+    return shipped_names() + sorted(set(_names_in(models_folder())) - set(shipped_names()))
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [p.parent.name for p in folder.glob("*/model_index.json")]
 
 
 def shipped_names() -> list[str]:
     """Names of the models that come with the package."""
-    return sorted(p.parent.name for p in SHIPPED_MODELS.glob("*/model_index.json"))
+    return sorted(_names_in(SHIPPED_MODELS))
 
 
 def find_model(name: str) -> ModelCard:
-    """Describe a model by its shipped name, or by the path of a folder in diffusers' layout.
+    """Describe a model by its name (see `model_names`), or by the path of a folder in diffusers' layout.
 
     Raises RequestError (field "model") when there is none, or when its files cannot be read.
     """
-    folder = SHIPPED_MODELS / name if name in shipped_names() else Path(name)
-    if os.sep not in name and folder == Path(name) and not folder.is_dir():
-        raise RequestError("model", f"model is {name!r}; the models here are {_listed()}, "
-                                    "or give the path of a model folder.")
+    folder = _folder_of(name)
     index_file = folder / "model_index.json"
     if not index_file.is_file():
-        raise RequestError("model", f"model is {name!r}; {index_file} is not there, and a model folder has one "
-                                    "(make it with `mezzotint export`).")
+        raise RequestError("model", f"model is {name!r}; {index_file} is not there, and a model folder has "
+                                    "one (make it with `mezzotint export`).")
     return _read_card(name, folder)
 
 
-def _listed() -> str:
-    return ", ".join(shipped_names()) or "none"
+def _folder_of(name: str) -> Path:
+    if name in shipped_names():
+        return SHIPPED_MODELS / name
+    if name in _names_in(models_folder()):
+        return models_folder() / name
+    if os.sep not in name and not Path(name).is_dir():
+        listed = ", ".join(model_names()) or "none"
+        raise RequestError("model", f"model is {name!r}; the models here are {listed}, "
+                                    "or give the path of a model folder.")
+    return Path(name)
 
 
 def _read_card(name: str, folder: Path) -> ModelCard:
     index = _read_json(name, folder / "model_index.json")
     config = _read_json(name, folder / "transformer" / "config.json")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    schedule = _read_json(name, scheduler) if scheduler.is_file() else {}
     try:
         return ModelCard(
             name=name,
@@ -63,9 +88,11 @@ def _read_card(name: str, folder: Path) -> ModelCard:
             config=DiTConfig.from_mapping(config),
             guidance_scale=float(index.get("guidance_scale", 3.0)),
             num_inference_steps=int(index.get("num_inference_steps", 25)),
+            time_shift=float(schedule.get("shift", 1.0)),
         )
     except (TypeError, ValueError) as error:
-        raise RequestError("model", f"model is {name!r}; its configuration is not one of ours: {error}") from None
+        reason = f"its configuration is not one of ours: {str(error).rstrip('.')}."
+        raise RequestError("model", f"model is {name!r}; {reason}") from None
 
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:

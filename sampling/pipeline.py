@@ -5,6 +5,7 @@ Shape suffixes: B pictures, c channels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -56,6 +57,11 @@ class Pipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
         )
         self._text_encoder: TextEncoder | None = None
+
+    def register_modules(self, **kwargs: Any) -> None:
+        """As in diffusers, but it would take our folder dit/ for its own pipeline of that name."""
+        super().register_modules(**kwargs)
+        self.register_to_config(transformer=(DiT.__module__, DiT.__name__))
 
     @classmethod
     def from_pretrained(cls, name: str, torch_dtype: torch.dtype | None = None, **kwargs: object) -> "Pipeline":
@@ -125,6 +131,7 @@ class Pipeline(DiffusionPipeline):
         self, noise: Tensor, text: EncodedText, num_steps: int, scale: float, callback: StepCallback | None
     ) -> Tensor:
         x = noise.to(self.device)
+        # Even times: the scheduler shifts them itself.
         self.scheduler.set_timesteps(sigmas=noise_times(num_steps), device=self.device)
         for step, timestep in enumerate(self.scheduler.timesteps):
             t = timestep / self.scheduler.config.num_train_timesteps

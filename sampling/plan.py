@@ -28,9 +28,13 @@ class Plan:
     flops: int
 
 
-def noise_times(num_steps: int) -> list[float]:
-    """Noise time at the start of each step, falling evenly from 1 towards 0; after the last step t is 0."""
-    return [1 - i / num_steps for i in range(num_steps)]
+def noise_times(num_steps: int, shift: float = 1.0) -> list[float]:
+    """Noise time at the start of each step, from 1 towards 0; after the last step t is 0.
+
+    Evenly spaced for shift 1; a larger shift spends more steps near the noise (SD3, arXiv 2403.03206, eq. 23).
+    """
+    even = [1 - i / num_steps for i in range(num_steps)]
+    return [shift * t / (1 + (shift - 1) * t) for t in even]
 
 
 def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
@@ -44,7 +48,8 @@ def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
     _check_price(request, width, height)
     grid = card.config.grid(height, width)
     guided = (card.guidance_scale if request.guidance_scale is None else request.guidance_scale) != 1
-    steps = tuple(StepPlan(t=t, grid=grid, guided=guided) for t in noise_times(request.num_inference_steps))
+    times = noise_times(request.num_inference_steps, card.time_shift)
+    steps = tuple(StepPlan(t=t, grid=grid, guided=guided) for t in times)
     a_pass = forward_flops(card.config, grid[0] * grid[1])
     passes = sum(2 if step.guided else 1 for step in steps)
     return Plan(steps=steps, num_images=request.num_images, flops=a_pass * passes * request.num_images)

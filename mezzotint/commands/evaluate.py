@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from mezzotint.sampling.hub import LoadedModel
     from mezzotint.sampling.pipeline import Pipeline
     from mezzotint.training.evaluation import Evaluation
     from mezzotint.training.reference import Reference
@@ -69,20 +70,20 @@ def _report(
     card = find_model(model)
     steps = card.num_inference_steps if steps is None else steps
     guidance = card.guidance_scale if guidance is None else guidance
-    pipeline = _load(model)
+    loaded = _load(model)
     extract = FeatureExtractor()
     reference = measure_data(data, extract) if data else load_reference()
-    loaded = time.perf_counter()
+    ready = time.perf_counter()
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
-        drawn = pipeline(prompt=prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance)
+        drawn = loaded.pipeline(prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance)
         return drawn.images
 
     result = evaluate_retrieval(draw, reference, extract, labels)
     if sheet:
         _save_sheet(result, sheet)
     return {
-        "model": model,
+        "model": {"name": model, "fingerprint": loaded.fingerprint},
         "retrieval": asdict(result.retrieval),
         "blurred_48px": asdict(result.blurred),
         "shuffled": asdict(result.shuffled),
@@ -91,19 +92,19 @@ def _report(
         "gallery": _described(reference),
         "num_inference_steps": steps,
         "guidance_scale": guidance,
-        "seconds": {"load": loaded - start, **result.seconds, "total": time.perf_counter() - start},
-        **_machine(pipeline),
+        "seconds": {"load": ready - start, **result.seconds, "total": time.perf_counter() - start},
+        **_machine(loaded.pipeline),
     }
 
 
-def _load(model: str) -> "Pipeline":
+def _load(model: str) -> "LoadedModel":
     import torch
 
-    from mezzotint.sampling.pipeline import Pipeline
+    from mezzotint.sampling.hub import Hub
     from mezzotint.sampling.precision import fastest_dtype
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Pipeline.from_pretrained(model, torch_dtype=fastest_dtype(device)).to(device)
+    return Hub(torch.device(device), fastest_dtype(device)).get(model)
 
 
 def _machine(pipeline: "Pipeline") -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Label retrieval of {report['model']} over {report['num_labels']} labels")
+    table = Table(title=f"Label retrieval of {report['model']['name']} over {report['num_labels']} labels")
     for heading in ("pictures", "top 1", "top 5"):
         table.add_column(heading, justify="left" if heading == "pictures" else "right")
     rows = {"drawn": "retrieval", "real, blurred to 48 px": "blurred_48px", "labels shuffled": "shuffled"}

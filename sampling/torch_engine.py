@@ -1,0 +1,81 @@
+"""The engine that draws with a network."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mezzotint.sampling.catalog import find_model
+from mezzotint.sampling.engine import Cancelled, Drawn, Progress
+from mezzotint.sampling.hub import Hub
+from mezzotint.sampling.pipeline import to_images
+from mezzotint.sampling.plan import make_plan
+from mezzotint.sampling.precision import DTYPES, dtype_name, fastest_dtype
+from mezzotint.sampling.request import GenerateRequest, RequestError
+
+
+class TorchEngine:
+    """Draws requests on one device; the models stay loaded between them."""
+
+    def __init__(self, device: str | None = None, dtype: str | None = None) -> None:
+        """device: "cpu", "cuda", "cuda:1"; None takes a GPU where there is one.
+        dtype: "bf16" or "fp32"; None takes what is measured to be faster.
+
+        Raises RequestError when the device or the dtype is not to be had.
+        """
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise RequestError("device", f"device is {device}; torch sees no such device here, so use cpu.")
+        if dtype is not None and dtype not in DTYPES:
+            raise RequestError("dtype", f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+        self.dtype = DTYPES[dtype] if dtype else fastest_dtype(str(self.device))
+        self.hub = Hub(self.device, self.dtype)
+
+    def draw(
+        self,
+        request: GenerateRequest,
+        *,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Drawn:
+        """See `engine.Engine.draw`."""
+        start = time.perf_counter()
+        on_progress(Progress(phase="load", step=0, num_steps=request.num_inference_steps))
+        model = self.hub.get(request.model)
+        loaded = time.perf_counter()
+        if cancelled():
+            raise Cancelled
+        try:
+            out = model.pipeline(
+                request.prompt, request.negative_prompt, request.width, request.height,
+                request.num_inference_steps, request.guidance_scale, request.seed, request.num_images,
+                callback=_watcher(on_progress, cancelled),
+            )
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise MemoryError(_what_to_lower(request)) from error
+        return Drawn(
+            images=out.images, seeds=out.seeds, warnings=out.warnings,
+            seconds={"load": loaded - start, "sample": time.perf_counter() - loaded},
+            flops=make_plan(request, find_model(request.model)).flops,
+            model=request.model, fingerprint=model.fingerprint,
+            device=str(self.device), dtype=dtype_name(self.dtype),
+        )
+
+
+def _watcher(
+    on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
+) -> Callable[[int, int, Tensor], None]:
+    def after_step(step: int, num_steps: int, clean: Tensor) -> None:
+        preview = to_images(clean[:1])[0]
+        preview.thumbnail((256, 256))
+        on_progress(Progress(phase="sample", step=step, num_steps=num_steps, preview=preview))
+        if step < num_steps and cancelled():
+            raise Cancelled
+
+    return after_step
+
+
+def _what_to_lower(request: GenerateRequest) -> str:
+    return (f"There was not enough memory for {request.num_images} pictures of {request.width} x {request.height}; "
+            "lower num_images, width or height.")

@@ -1,0 +1,72 @@
+"""The card of an exported model: what it was trained on, how, for how long, and its loss curve."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mezzotint.training.config import TrainConfig, to_mapping
+from mezzotint.training.metrics_log import read_metrics
+
+CURVE_FILE = "loss.png"
+
+
+def write_card(folder: Path, name: str, run: Path, config: TrainConfig, state: dict[str, Any]) -> None:
+    """Write README.md and, when the run kept metrics, loss.png into a model folder."""
+    metrics = [m for m in read_metrics(run / "metrics.jsonl") if m["step"] < state["step"]]
+    if metrics:
+        draw_curve(metrics, folder / CURVE_FILE)
+    hours, samples = state["seconds"] / 3600, state["step"] * config.batch_size
+    text = f"""# {name}
+
+A text-to-image diffusion transformer trained from scratch with Mezzotint.
+
+| | |
+|---|---|
+| pictures | {config.model.sample_size} x {config.model.sample_size} pixels, patches of {config.model.patch_size} |
+| network | {config.model.num_layers} blocks, width {config.model.hidden_size}, {config.model.num_heads} heads |
+| data | `{Path(config.data.path).name}` |
+| training | {state['step']:,} steps, {samples:,} pictures seen, {hours:.2f} hours on {os.cpu_count()} CPU cores |
+| text encoder | {state['text_encoder']} |
+
+{f"![loss over training]({CURVE_FILE})" if metrics else ""}
+
+## Recipe
+
+```yaml
+{yaml.safe_dump(_recipe(config), sort_keys=False)}```
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _recipe(config: TrainConfig) -> dict[str, Any]:
+    """The settings without the path, which names a folder of the machine that trained."""
+    values = to_mapping(config)
+    values["data"] = values["data"] | {"path": Path(config.data.path).name}
+    return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def draw_curve(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Loss over pictures seen, each step faint and a running median of 50 steps strong."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    steps, losses = [m["step"] for m in metrics], [m["loss"] for m in metrics]
+    window = min(50, len(losses))
+    smooth = [float(np.median(losses[max(0, i - window + 1) : i + 1])) for i in range(len(losses))]
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    axes.plot(steps, losses, color="0.8", linewidth=0.6)
+    axes.plot(steps, smooth, color="black", linewidth=1.4)
+    axes.set(xlabel="step", ylabel="velocity loss", yscale="log")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
