@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import streamlit as st
 
-from mezzotint.ui import card, markup, navigation, plate, words
+from mezzotint.ui import address, card, markup, navigation, plate, words
 from mezzotint.ui.connection import client
 from mezzotint.worker.errors import JobNotFound
 from mezzotint.worker.views import JobView
@@ -27,7 +27,7 @@ def _read() -> tuple[JobView | None, list[JobView], bool]:
 
 
 def _in_view(jobs: list[JobView]) -> JobView | None:
-    wanted = st.query_params.get("job")
+    wanted = address.get("job")
     if not wanted:
         return jobs[0] if jobs else None
     known = next((job for job in jobs if job.id == wanted), None)
@@ -46,19 +46,10 @@ def _board(polling: bool) -> None:
         if st.session_state.pop(card.REFRESH, False) or active != polling:
             st.rerun()
         if job is None:
-            _welcome()
+            card.welcome()
             return
         card.show(job)
         _strip(jobs, job)
-
-
-def _welcome() -> None:
-    picture, words_beside = st.columns([5, 4], gap="medium")
-    picture.html('<div class="mz-grain mz-empty"></div>')
-    with words_beside, st.container(key="mz-details"):
-        markup.text("mz-words", "Nothing drawn yet")
-        markup.text("mz-note", "Write what you would like to see, or click one of the examples. The picture "
-                               "appears here as it is drawn, and stays in the history.")
 
 
 def _strip(jobs: list[JobView], in_view: JobView) -> None:
@@ -68,7 +59,7 @@ def _strip(jobs: list[JobView], in_view: JobView) -> None:
                 plate.small(job)
                 caption(job)
                 open_label = f"Open {words.label(job.request['prompt'])}"
-                st.button(open_label, key=f"open-{job.id}", on_click=_look_at, args=(job.id,))
+                st.button(open_label, key=f"open-{job.id}", on_click=address.put, args=("job", job.id))
     st.page_link(navigation.history_page(), label="All pictures")
 
 
@@ -77,7 +68,3 @@ def caption(job: JobView) -> None:
     markup.text(f"mz-caption mz-{job.state}", words.brief(job, datetime.now(UTC)))
     if not job.is_final:
         st.html(f'<div class="mz-line"><i style="width:{words.fraction(job):.0%}"></i></div>')
-
-
-def _look_at(job_id: str) -> None:
-    st.query_params["job"] = job_id

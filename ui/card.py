@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from mezzotint.sampling.intake import accept
 from mezzotint.sampling.request import RequestError
@@ -19,15 +20,33 @@ REFRESH = "refresh"
 
 def show(job: JobView) -> None:
     """Draw a job."""
+    picture, details = _frame()
+    with picture:
+        plate.large(job)
+    with details:
+        markup.text("mz-words", job.request["prompt"])
+        _state(job)
+        _actions(job)
+        markup.facts(_facts(job))
+
+
+def welcome() -> None:
+    """Draw the card of someone who has no job yet."""
+    picture, details = _frame()
+    with picture:
+        plate.empty()
+    with details:
+        markup.text("mz-words", "Nothing drawn yet")
+        markup.text("mz-note", "Write what you would like to see, or click one of the examples. The picture "
+                               "appears here as it is drawn, and stays in the history.")
+
+
+def _frame() -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Room for the picture and for the words beside it. It is the same for every card, so that one takes the
+    place of another without both being seen for a moment."""
     with st.container(key="mz-card"):
         picture, details = st.columns([5, 4], gap="medium")
-        with picture:
-            plate.large(job)
-        with details, st.container(key="mz-details", gap="xsmall"):
-            markup.text("mz-words", job.request["prompt"])
-            _state(job)
-            _actions(job)
-            markup.facts(_facts(job))
+        return picture, details.container(key="mz-details", gap="xsmall")
 
 
 def _state(job: JobView) -> None:

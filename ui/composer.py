@@ -9,7 +9,7 @@ from mezzotint.sampling.catalog import ModelCard, find_model
 from mezzotint.sampling.intake import accept
 from mezzotint.sampling.plan import Plan
 from mezzotint.sampling.request import MAX_PROMPT_CHARACTERS, RequestError
-from mezzotint.ui import markup, models, words
+from mezzotint.ui import address, markup, models, words
 from mezzotint.ui.connection import client
 from mezzotint.worker.errors import ServiceError
 
@@ -49,7 +49,7 @@ def submit(request: Mapping[str, Any]) -> None:
     except ServiceError as error:
         st.session_state[REFUSED] = ("prompt", st.session_state.get("prompt"), str(error))
     else:
-        st.query_params["job"] = job.id
+        address.put("job", job.id)
 
 
 def _default_model() -> str:
@@ -123,7 +123,7 @@ def _submit_example(prompt: str) -> None:
 def _cost(plan: Plan | None, complaints: Mapping[str, str]) -> None:
     """One line of constant height, so that nothing moves when a number changes."""
     if plan is None:
-        wrong = [words.LABELS[field] for field in complaints if field in words.LABELS and field != "prompt"]
+        wrong = [label for field, label in words.LABELS.items() if field in complaints and field != "prompt"]
         markup.text("mz-cost", f"Correct {' and '.join(wrong)} to see the cost.")
         return
     seconds = words.expected_seconds(client().list(limit=50).jobs, st.session_state["model"], plan.flops)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from mezzotint.sampling.request import RequestError
-from mezzotint.ui import board, composer, markup, words
+from mezzotint.ui import address, board, composer, markup, words
 from mezzotint.ui.connection import client
 from mezzotint.worker.errors import JobNotFound
 
@@ -29,7 +29,7 @@ def _restore() -> None:
     if RESTORED in st.session_state:
         return
     st.session_state[RESTORED] = True
-    wanted = st.query_params.get("job")
+    wanted = address.get("job")
     if wanted:
         try:
             composer.use({**client().get(wanted).request, "seed": None})

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from mezzotint.ui import board, markup, navigation, plate, words
+from mezzotint.ui import address, board, markup, navigation, plate, words
 from mezzotint.ui.connection import client
 from mezzotint.worker.views import JobPage, JobView
 
@@ -22,9 +22,9 @@ def show() -> None:
 def _read() -> JobPage:
     """The page in view; the newest when the address holds a cursor that never was one."""
     try:
-        return client().list(limit=PAGE, cursor=st.query_params.get(CURSOR))
+        return client().list(limit=PAGE, cursor=address.get(CURSOR))
     except ValueError:
-        st.query_params.pop(CURSOR, None)
+        address.put(CURSOR, None)
         return client().list(limit=PAGE)
 
 
@@ -52,6 +52,7 @@ def _item(job: JobView) -> None:
         markup.text("mz-caption mz-title", job.request["prompt"])
         board.caption(job)
         if st.button(f"Open {words.label(job.request['prompt'])}", key=f"open-{job.id}"):
+            address.remember("job", job.id)
             st.switch_page(navigation.create_page(), query_params={"job": job.id})
 
 
@@ -62,14 +63,7 @@ def _nothing() -> None:
 
 def _turn(page: JobPage) -> None:
     with st.container(key="mz-turn", horizontal=True, gap="small"):
-        if CURSOR in st.query_params:
-            st.button("Newest", on_click=_go_to, args=(None,))
+        if address.get(CURSOR) is not None:
+            st.button("Newest", on_click=address.put, args=(CURSOR, None))
         if page.next_cursor:
-            st.button("Older", on_click=_go_to, args=(page.next_cursor,))
-
-
-def _go_to(cursor: str | None) -> None:
-    if cursor is None:
-        st.query_params.pop(CURSOR, None)
-    else:
-        st.query_params[CURSOR] = cursor
+            st.button("Older", on_click=address.put, args=(CURSOR, page.next_cursor))

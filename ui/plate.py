@@ -21,6 +21,12 @@ def large(job: JobView) -> None:
                 _show(job, index, connection.original)
 
 
+def empty() -> None:
+    """The place of a picture that nobody has asked for yet."""
+    with st.grid(columns=1, gap="xsmall", key="sheet-empty"), st.container(key="plate-empty"):
+        st.html('<div class="mz-grain"></div>')
+
+
 def small(job: JobView) -> None:
     """The first picture of a job as a square thumbnail."""
     with st.container(key=f"thumb-{job.id}"):
@@ -47,4 +53,4 @@ def _picture(job: JobView, index: int, read: Callable[[str], bytes]) -> bytes | 
 
 def _alt(job: JobView, index: int) -> str:
     kind = f"Picture {index + 1}" if job.outputs else "Preview"
-    return f"{kind} for the prompt: {job.request['prompt']}"
+    return f"{kind}: {job.request['prompt']}"
