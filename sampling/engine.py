@@ -14,7 +14,7 @@ from mezzotint.sampling.request import GenerateRequest
 Phase = Literal["load", "sample", "decode"]
 
 
-class Cancelled(Exception):  # noqa: N818 - an outcome, not an error
+class Cancelled(Exception):
     """The request was cancelled; raised by an engine between two denoising steps."""
 
 

@@ -44,7 +44,7 @@ class Hub:
         return held
 
     def _load(self, name: str) -> Pipeline:
-        pipeline = Pipeline.from_pretrained(name, torch_dtype=self.dtype).to(self.device)
+        pipeline = Pipeline.from_pretrained(name, dtype=self.dtype).to(self.device)
         pipeline.text_encoder  # noqa: B018 - loaded here, so that drawing is not the slower for it
         return pipeline
 

@@ -18,11 +18,9 @@ from mezzotint.sampling.catalog import find_model
 from mezzotint.sampling.guidance import guide
 from mezzotint.sampling.plan import noise_times
 from mezzotint.sampling.precision import fastest_dtype
+from mezzotint.sampling.quiet_loading import quiet_loading
 from mezzotint.sampling.request import MAX_IMAGES, MAX_SEED, RequestError
 from mezzotint.sampling.text import EMBEDDED, EncodedText, TextEncoder
-
-MIN_T = 0.05
-"""Velocity from a predicted picture divides by t; below this it divides by MIN_T, as in training (JiT)."""
 
 StepCallback = Callable[[int, int, Tensor], None]
 """Called after each step with (steps done, number of steps, predicted clean pictures [B, c, H, W] in [-1, 1])."""
@@ -64,13 +62,14 @@ class Pipeline(DiffusionPipeline):
         self.register_to_config(transformer=(DiT.__module__, DiT.__name__))
 
     @classmethod
-    def from_pretrained(cls, name: str, torch_dtype: torch.dtype | None = None, **kwargs: object) -> "Pipeline":
-        """Load a shipped model by name, or a folder. `torch_dtype` None takes what is fastest on the CPU.
+    def from_pretrained(cls, name: str, dtype: torch.dtype | None = None, **kwargs: Any) -> "Pipeline":
+        """Load a model by name, or from a folder. `dtype` None takes what is fastest on the CPU.
 
         Raises RequestError (field "model") when there is no such model.
         """
         folder = find_model(str(name)).folder
-        return super().from_pretrained(str(folder), torch_dtype=torch_dtype or fastest_dtype("cpu"), **kwargs)
+        with quiet_loading():
+            return super().from_pretrained(str(folder), dtype=dtype or fastest_dtype("cpu"), **kwargs)
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -152,7 +151,7 @@ class Pipeline(DiffusionPipeline):
         """Velocity dx/dt = noise - picture, with x = (1 - t) picture + t noise."""
         if self.transformer.shape.prediction == "v":
             return x - t * prediction, prediction
-        return prediction, (x - prediction) / t.clamp(min=MIN_T)
+        return prediction, (x - prediction) / t  # no clamp here: the last step has to land on the picture
 
 
 def to_images(pictures: Tensor) -> list[Image.Image]:

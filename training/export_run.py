@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mezzotint.dit.model import DiT
@@ -32,7 +31,7 @@ def export_run(
     network = DiT.from_config(to_mapping(config)["model"])
     network.load_state_dict(checkpoint.ema)
     pipeline = Pipeline(
-        network.to(dtype=torch.bfloat16),
+        network.bfloat16(),
         FlowMatchEulerDiscreteScheduler(shift=time_shift),
         text_encoder_name=checkpoint.state["text_encoder"],
         guidance_scale=guidance_scale or config.samples.guidance_scale,

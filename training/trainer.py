@@ -68,7 +68,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         network = _fresh_network(self.config, None if found else init_from)
         self.optimizer = MasterOptimizer(network, self.config.optim)
-        network.to(self.device, DTYPES[self.config.dtype])
+        _cast(network, self.device, DTYPES[self.config.dtype])
         if self.config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         self.optimizer.live = dict(network.named_parameters())
@@ -81,7 +81,9 @@ class Trainer:
         checkpoint = load_checkpoint(folder)
         before = checkpoint.state["config"]["model"]
         if before != to_mapping(self.config)["model"]:
-            raise ConfigError(f"{folder} holds a network with other settings; give another --output, or the same model.")
+            raise ConfigError(
+                f"{folder} holds a network with other settings; give another --output, or the same model."
+            )
         self.optimizer.load_state_dict(checkpoint.optimizer, checkpoint.masters, checkpoint.ema)
         self.step, self.trained_s = checkpoint.state["step"], checkpoint.state["seconds"]
         _restore_random_state(checkpoint.state["random"])
@@ -90,7 +92,8 @@ class Trainer:
         """Train to max_steps, or for `max_minutes`, or until SIGTERM or Ctrl-C; each ends with a checkpoint."""
         stop = _StopFlag()
         start = saved = time.monotonic()
-        bar = tqdm(total=self.config.max_steps, initial=self.step, unit="step", disable=not (self.is_main and sys.stderr.isatty()))
+        quiet = not (self.is_main and sys.stderr.isatty())
+        bar = tqdm(total=self.config.max_steps, initial=self.step, unit="step", disable=quiet)
         for indices, pictures in batches(self.data, self.sampler, self.step):
             out_of_time = max_minutes is not None and time.monotonic() - start > max_minutes * 60
             if self.step >= self.config.max_steps or out_of_time or stop.asked:
@@ -152,7 +155,7 @@ class Trainer:
         """A copy of the network with the EMA weights, in the run's dtype."""
         network = _fresh_network(self.config, None)
         network.load_state_dict(self.optimizer.ema)
-        return network.to(self.device, DTYPES[self.config.dtype]).eval()
+        return _cast(network, self.device, DTYPES[self.config.dtype]).eval()
 
     def save(self) -> None:
         """Write a checkpoint of this very step."""
@@ -197,16 +200,22 @@ def _fresh_network(config: TrainConfig, init_from: str | None) -> DiT:
     if replace(card.config, noise_scale=config.model.noise_scale) != config.model:
         raise ConfigError(f"--init-from is {init_from}, a network of another shape than the recipe's; "
                           "the two must have the same model settings (noise_scale may differ).")
-    network = DiT.from_pretrained(card.folder / "transformer", torch_dtype=torch.float32)
+    network = DiT.from_pretrained(card.folder / "transformer", dtype=torch.float32)
     network.register_to_config(noise_scale=config.model.noise_scale)
     network.shape = config.model
+    return network
+
+
+def _cast(network: DiT, device: torch.device, dtype: torch.dtype) -> DiT:
+    """By torch's own `to`: diffusers' warns of modules that have to stay in fp32 even when there are none."""
+    torch.nn.Module.to(network, device=device, dtype=dtype)
     return network
 
 
 def _random_state() -> dict[str, Any]:
     """States of the process's global generators. The loop itself draws from (seed, step, rank) alone, so these
     matter only to what a library draws on its own."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one is meant
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state().tolist(),
         "numpy": [str(kind), np.asarray(keys).tolist(), position, has_gauss, gauss],
@@ -217,6 +226,6 @@ def _random_state() -> dict[str, Any]:
 def _restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
