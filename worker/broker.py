@@ -15,6 +15,8 @@ from mezzotint.worker.settings import Settings
 
 START_S = 20.0
 STOP_S = 10.0
+LOG = "valkey.log"
+"""In the data folder, with the append-only file; it begins anew with every start."""
 
 
 def binary() -> Path:
@@ -53,9 +55,11 @@ def start(settings: Settings) -> Child:
     program = binary()
     _private(socket.parent)
     _stop_leftover(settings)
-    config = _write_config(settings.data_dir / "broker", socket)
-    child = Child("broker", [str(program), str(config)])
-    _wait(settings, child)
+    folder = settings.data_dir / "broker"
+    _private(folder)
+    (folder / LOG).unlink(missing_ok=True)
+    child = Child("broker", [str(program), str(_write_config(folder, socket))])
+    _wait(settings, child, folder / LOG)
     return child
 
 
@@ -69,7 +73,6 @@ def _private(folder: Path) -> None:
 
 
 def _write_config(folder: Path, socket: Path) -> Path:
-    _private(folder)
     config = folder / "valkey.conf"
     lines = (
         "port 0",
@@ -81,7 +84,8 @@ def _write_config(folder: Path, socket: Path) -> Path:
         'save ""',
         "maxmemory-policy noeviction",
         "daemonize no",
-        "loglevel warning",
+        "loglevel notice",
+        f'logfile "{folder / LOG}"',
     )
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return config
@@ -103,7 +107,7 @@ def _stop_leftover(settings: Settings) -> None:
     raise BrokerUnavailable(f"a broker answers at {settings.socket_path} and does not stop; end it first.")
 
 
-def _wait(settings: Settings, child: Child) -> None:
+def _wait(settings: Settings, child: Child, log: Path) -> None:
     server = connect(settings.broker_url)
     until = time.monotonic() + START_S
     while time.monotonic() < until and child.exit_code() is None:
@@ -113,5 +117,11 @@ def _wait(settings: Settings, child: Child) -> None:
         except redis.RedisError:  # not there yet, or still reading its file
             time.sleep(0.05)
     child.stop(STOP_S)
-    said = child.last_lines[-1] if child.last_lines else "it said nothing"
-    raise BrokerUnavailable(f"the embedded broker did not start ({said}); give a server with --broker-url.")
+    raise BrokerUnavailable(
+        f"the embedded broker did not start{_last_words(child, log)} (see {log}); or give --broker-url."
+    )
+
+
+def _last_words(child: Child, log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else list(child.last_lines)
+    return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")

@@ -69,8 +69,9 @@ class Child:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self.last_lines.append(line.rstrip())
-            say(self.name, line.rstrip())
+            if line.strip():
+                self.last_lines.append(line.rstrip())
+                say(self.name, line.rstrip())
 
 
 _prctl: Callable[[int, int], int] | None = None
