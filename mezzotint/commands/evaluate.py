@@ -62,7 +62,7 @@ def _report(
     from dataclasses import asdict
 
     from mezzotint.sampling.catalog import find_model
-    from mezzotint.training.evaluation import evaluate_retrieval
+    from mezzotint.training.evaluation import choose_labels, evaluate_retrieval
     from mezzotint.training.quality import FeatureExtractor
     from mezzotint.training.reference import load_reference, measure_data
 
@@ -70,9 +70,10 @@ def _report(
     card = find_model(model)
     steps = card.num_inference_steps if steps is None else steps
     guidance = card.guidance_scale if guidance is None else guidance
-    loaded = _load(model)
     extract = FeatureExtractor()
     reference = measure_data(data, extract) if data else load_reference()
+    choose_labels(reference.distinct_labels, labels)  # refused now, and not after a minute of loading
+    loaded = _load(model)
     ready = time.perf_counter()
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
