@@ -104,7 +104,7 @@ def _standing_refusal() -> dict[str, str]:
 def _prompt(complaints: Mapping[str, str]) -> None:
     with st.form("mz-prompt", border=False):
         st.text_area(
-            "Prompt", key="prompt", height=96, max_chars=MAX_PROMPT_CHARACTERS, persist_state="session",
+            "Prompt", key="prompt", height=112, max_chars=MAX_PROMPT_CHARACTERS, persist_state="session",
             placeholder="Say in a few words what to draw",
         )
         markup.complaint(complaints.get("prompt"))

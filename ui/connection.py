@@ -25,10 +25,10 @@ def original(media_id: str) -> bytes:
 
 @st.cache_data(max_entries=512, show_spinner=False)
 def thumbnail(media_id: str) -> bytes:
-    """A picture at most THUMBNAIL_SIDE pixels a side, as WebP. Raises MediaNotFound."""
+    """A picture at most THUMBNAIL_SIDE pixels a side, as JPEG. Raises MediaNotFound."""
     with Image.open(io.BytesIO(client().media(media_id))) as picture:
         small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()
-    small.save(buffer, format="WEBP", quality=85)
+    small.save(buffer, format="JPEG", quality=88)
     return buffer.getvalue()

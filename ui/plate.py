@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import streamlit as st
 
 from mezzotint.ui import connection, markup
 from mezzotint.worker.errors import MediaNotFound
 from mezzotint.worker.views import JobView
+
+PNG_SIGNATURE = b"\x89PNG"
 
 
 def large(job: JobView) -> None:
@@ -38,7 +41,9 @@ def _show(job: JobView, index: int, read: Callable[[str], bytes]) -> None:
     if picture is None:
         st.html('<div class="mz-grain"></div>')
     else:
-        st.image(picture, width="stretch", alt=_alt(job, index))
+        # Without its format Streamlit would encode every picture anew, each time it is shown.
+        kind: Literal["PNG", "JPEG"] = "PNG" if picture.startswith(PNG_SIGNATURE) else "JPEG"
+        st.image(picture, width="stretch", output_format=kind, alt=_alt(job, index))
 
 
 def _picture(job: JobView, index: int, read: Callable[[str], bytes]) -> bytes | None:
