@@ -76,8 +76,8 @@ class Client:
             idempotency_key=idempotency_key,
         )
         row, is_new = jobs.submit(self._database, job)
-        if is_new and self._publisher.publish(row.id, row.attempt, row.queue):
-            jobs.mark_published(self._database, row.id, row.attempt)
+        if is_new and not self._publisher.publish(row.id, row.attempt, row.queue):
+            jobs.mark_published(self._database, row.id, row.attempt, False)
         return self._views([row])[0]
 
     def get(self, job_id: str, *, owner: str = "local") -> JobView:

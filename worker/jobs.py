@@ -48,6 +48,8 @@ def submit(database: Database, job: NewJob) -> tuple[Row[Any], bool]:
         "request_hash": job.request_hash,
         "flops": job.flops,
         "created_at": now(),
+        # As if the message were sent, which comes next; should it not be, the reconciler sends it.
+        "published_at": now(),
     }
     try:
         with database.writing() as connection:
@@ -128,11 +130,11 @@ def cancel(database: Database, job_id: str, owner: str) -> Row[Any]:
     return find(database, job_id, owner)
 
 
-def mark_published(database: Database, job_id: str, attempt: int) -> None:
-    """Note that the broker holds a message for this attempt."""
+def mark_published(database: Database, job_id: str, attempt: int, published: bool) -> None:
+    """Note whether a message for this attempt was sent; the reconciler sends those that were not."""
     waiting = and_(jobs.c.id == job_id, jobs.c.state == "queued", jobs.c.attempt == attempt)
     with database.writing() as connection:
-        connection.execute(update(jobs).where(waiting).values(published_at=now()))
+        connection.execute(update(jobs).where(waiting).values(published_at=now() if published else None))
 
 
 def outputs(database: Database, job_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:

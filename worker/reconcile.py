@@ -72,7 +72,7 @@ class Reconciler:
         for row in self._unpublished(queue, self.publisher.depth(queue)):
             if not self.publisher.publish(row.id, row.attempt, row.queue):
                 return
-            jobs.mark_published(self.database, row.id, row.attempt)
+            jobs.mark_published(self.database, row.id, row.attempt, True)
 
     def _unpublished(self, queue: str, depth: int | None) -> list[Row[Any]]:
         """Waiting jobs that no message stands for, oldest first.
@@ -86,16 +86,11 @@ class Reconciler:
         overtaken = table.c.published_at < delivered.scalar_subquery()
         lost = overtaken if depth else table.c.published_at.is_not(None)
         overdue = and_(lost, table.c.published_at < now() - self.settings.republish_s)
-        new = and_(table.c.published_at.is_(None), _old_enough(self.settings))
-        query = select(table).where(table.c.queue == queue, table.c.state == "queued", or_(new, overdue))
+        unsent = table.c.published_at.is_(None)
+        query = select(table).where(table.c.queue == queue, table.c.state == "queued", or_(unsent, overdue))
         query = query.order_by(table.c.number).limit(MAX_PUBLISHED_A_ROUND)
         with self.database.reading() as connection:
             return list(connection.execute(query).all())
-
-
-def _old_enough(settings: Settings) -> Any:
-    """A job's submitter is just about to publish it itself, unless it was tried before."""
-    return or_(table.c.attempt > 0, table.c.created_at < now() - 1.0)
 
 
 def _end_lost(connection: Connection, row: Row[Any], max_attempts: int) -> None:
