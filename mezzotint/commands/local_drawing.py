@@ -10,7 +10,6 @@ from tqdm import tqdm
 from mezzotint.sampling.engine import Drawn, Progress
 from mezzotint.sampling.media import encode_png, provenance, sha256_hex
 from mezzotint.sampling.request import GenerateRequest
-from mezzotint.sampling.torch_engine import TorchEngine
 
 
 def draw_to_files(
@@ -21,6 +20,8 @@ def draw_to_files(
     start: `time.perf_counter()` when the command began, so that seconds.total counts imports too, and
     seconds.load everything before the first step.
     """
+    from mezzotint.sampling.torch_engine import TorchEngine
+
     engine = TorchEngine(device, dtype)
     with tqdm(total=request.num_inference_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
         drawn = engine.draw(request, on_progress=lambda p: _show(bar, p))
