@@ -4,12 +4,12 @@ import logging
 from functools import lru_cache, partial
 from typing import Any
 
-from celery import Task
+from celery import Task, signals
 
 from mezzotint.worker.app import app
 from mezzotint.worker.client import Client
 from mezzotint.worker.database import Database
-from mezzotint.worker.engines import engine_for
+from mezzotint.worker.engines import engine_for, prepare_engine
 from mezzotint.worker.events import Events
 from mezzotint.worker.runner import Runner
 from mezzotint.worker.settings import Settings
@@ -52,6 +52,12 @@ def run(self: Task, job_id: str, attempt: int) -> None:
     """Make one attempt at a job, if the table still wants it. Internal."""
     outcome = _runner(self.request.hostname).run(job_id, attempt)
     logger.info("job %s, attempt %d: %s", job_id, attempt + 1, outcome)
+
+
+@signals.worker_process_init.connect
+def _prepare(**_: Any) -> None:
+    """In the child that draws, as soon as it is there."""
+    prepare_engine(Settings.load())
 
 
 @lru_cache(maxsize=1)
