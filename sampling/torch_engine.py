@@ -24,9 +24,7 @@ class TorchEngine:
 
         Raises RequestError when the device or the dtype is not to be had.
         """
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise RequestError("device", f"device is {device}; torch sees no such device here, so use cpu.")
+        self.device = _device(device)
         if dtype is not None and dtype not in DTYPES:
             raise RequestError("dtype", f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
         self.dtype = DTYPES[dtype] if dtype else fastest_dtype(str(self.device))
@@ -61,6 +59,15 @@ class TorchEngine:
             model=request.model, fingerprint=model.fingerprint,
             device=str(self.device), dtype=dtype_name(self.dtype),
         )
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch's words for a name it does not know, and for a device it lacks
+        raise RequestError("device", f"device is {name!r}; torch has no such device here, so use cpu.") from None
 
 
 def _watcher(

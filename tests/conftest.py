@@ -134,3 +134,22 @@ def service(make_service: Callable[..., Service]) -> Service:
 def until() -> Callable[..., None]:
     """`wait_until`, for tests: until(met, seconds, tell)."""
     return wait_until
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with random weights, 32 x 32 pixels and patches of 8, that draws in milliseconds."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from mezzotint.dit.model import DiT
+    from mezzotint.sampling.pipeline import Pipeline
+
+    torch.manual_seed(0)
+    network = DiT(sample_size=32, patch_size=8, patch_bottleneck=12, hidden_size=32, num_layers=2, num_heads=2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    Pipeline(network, FlowMatchEulerDiscreteScheduler(), guidance_scale=2.0).save_pretrained(folder)
+    return folder
