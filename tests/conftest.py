@@ -77,8 +77,13 @@ class Service:
 
     def children(self, process: subprocess.Popen[bytes]) -> list[int]:
         """Processes that a process started, read from the kernel."""
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
-        return [int(line) for line in found.stdout.split()]
+        found = []
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                # After the name in brackets: the state, then the parent.
+                if int(file.read_text().rpartition(")")[2].split()[1]) == process.pid:
+                    found.append(int(file.parent.name))
+        return found
 
     def drawing_child(self, process: subprocess.Popen[bytes]) -> int:
         """The process of a worker that draws."""

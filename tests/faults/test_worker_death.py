@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from mezzotint.worker import jobs
+from mezzotint.worker.database import Database
+
 pytestmark = pytest.mark.faults
 
 PROMISED_S = 30
@@ -22,10 +25,7 @@ def begin(service: Any, until: Callable[..., None], **fields: Any) -> str:
 
 
 def claimer(service: Any, job_id: str, workers: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    """Which of the workers runs a job, by its log."""
-    from mezzotint.worker import jobs
-    from mezzotint.worker.database import Database
-
+    """Which of the workers runs a job, by the name in its row."""
     name = jobs.find(Database(service.settings.database_url), job_id, "local").worker
     return next(worker for worker in workers if f"-{worker.pid}-" in name)
 
@@ -126,10 +126,10 @@ def test_a_running_job_is_cancelled_within_a_step(
     service.start_broker()
     service.start_worker()
     job_id = begin(service, until, num_inference_steps=100)
-    service.client.cancel(job_id)
-    asked = time.monotonic()
-    job = service.client.wait(job_id, timeout_s=10)
+    asked = service.client.cancel(job_id)
+    assert (asked.state, asked.cancel_requested) == ("running", True)
+    job = service.client.wait(job_id, timeout_s=20)
     assert job.state == "cancelled"
-    assert time.monotonic() - asked < 0.5 + 0.5, "one step, and the look of `wait`"
+    assert asked.step <= job.step <= asked.step + 1
     next_job = service.client.submit(service.request(num_inference_steps=1))
-    assert service.client.wait(next_job.id, timeout_s=10).state == "succeeded"
+    assert service.client.wait(next_job.id, timeout_s=20).state == "succeeded"

@@ -69,10 +69,13 @@ def test_previews_are_small_and_come_at_most_twice_a_second(events: Events) -> N
 
 def test_the_time_left_is_that_of_the_steps_seen(events: Events) -> None:
     reporter = Reporter(events, "a", 1)
+    times = []
     for number in range(1, 5):
         time.sleep(0.1)
+        times.append(time.monotonic())
         reporter(Progress(phase="sample", step=number, num_steps=14))
-    assert events.latest(["a"])["a"].eta_s == pytest.approx(1.0, rel=0.3)
+    pace_s = (times[-1] - times[0]) / 3
+    assert events.latest(["a"])["a"].eta_s == pytest.approx(10 * pace_s, rel=0.1)
 
 
 def test_a_worker_is_there_until_it_says_goodbye(events: Events) -> None:
@@ -95,7 +98,7 @@ def test_a_broker_that_does_not_answer_costs_one_short_wait_and_no_error(
         assert events.latest(["a"]) == {}
         assert events.preview("a") is None
         assert events.workers() == {}
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < MUTE_S
     os.kill(service.broker.pid, signal.SIGCONT)
 
 

@@ -1,5 +1,6 @@
 """The database's tables come from migrations, on both kinds of database, and match the code's."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -38,17 +40,19 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Path]:
-    """The socket folder of a Postgres of our own; it refuses to run as root, so it runs as nobody."""
+    """The socket folder of a Postgres of our own; it refuses to run as root, so then it runs as nobody."""
     if POSTGRES is None:
         pytest.skip("no Postgres server is installed here (apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="mzt-pg-"))
-    shutil.chown(folder, "nobody")
-    as_nobody = {"user": "nobody", "cwd": "/", "check": True, "stdout": subprocess.DEVNULL}
-    subprocess.run([POSTGRES, "-D", folder / "data", "-A", "trust", "-U", "me", "-N"], **as_nobody)
+    as_user: dict[str, Any] = {"cwd": "/", "check": True, "stdout": subprocess.DEVNULL}
+    if os.getuid() == 0:
+        shutil.chown(folder, "nobody")
+        as_user["user"] = "nobody"
+    subprocess.run([POSTGRES, "-D", folder / "data", "-A", "trust", "-U", "me", "-N"], **as_user)
     control = [POSTGRES.with_name("pg_ctl"), "-D", folder / "data", "-l", folder / "log", "-w"]
-    subprocess.run([*control, "-o", f"-c listen_addresses='' -k {folder}", "start"], **as_nobody)
+    subprocess.run([*control, "-o", f"-c listen_addresses='' -k {folder}", "start"], **as_user)
     yield folder
-    subprocess.run([*control, "-m", "immediate", "stop"], **as_nobody)
+    subprocess.run([*control, "-m", "immediate", "stop"], **as_user)
     shutil.rmtree(folder)
 
 
