@@ -25,6 +25,10 @@ class Block(nn.Module):
         self.cross_norm = make_norm(config) if config.text_conditioning == "cross" else None
         self.cross = CrossAttention(config) if config.text_conditioning == "cross" else None
 
+    def last_linears(self) -> list[nn.Linear]:
+        """The Linears whose outputs are added to the tokens."""
+        return [self.attn.proj, self.mlp.fc2] + ([self.cross.proj] if self.cross is not None else [])
+
     def forward(
         self, x_BNC: Tensor, shared_B6C: Tensor, cos_ND: Tensor, sin_ND: Tensor,
         text_BLC: Tensor | None = None, mask_BL: Tensor | None = None,

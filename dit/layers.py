@@ -49,7 +49,7 @@ class SwigluMlp(nn.Module):
         return self.fc2(F.silu(self.gate(x)) * self.fc1(x))
 
 
-def make_mlp(config: DiTConfig) -> nn.Module:
+def make_mlp(config: DiTConfig) -> GeluMlp | SwigluMlp:
     """The feed-forward half of a block, as the config names it."""
     return SwigluMlp(config) if config.mlp == "swiglu" else GeluMlp(config)
 

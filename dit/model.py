@@ -70,11 +70,11 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            block.table[[2, 5]] = 1.0
-            last = [block.attn.proj, block.mlp.fc2] + ([block.cross.proj] if block.cross is not None else [])
-            for linear in last:
-                nn.init.zeros_(linear.weight)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.table[[2, 5]] = 1.0
+                for linear in module.last_linears():
+                    nn.init.zeros_(linear.weight)
         for linear in (self.modulation, self.final.modulation, self.final.linear):
             nn.init.zeros_(linear.weight)
 

@@ -154,7 +154,10 @@ class Pipeline(DiffusionPipeline):
         out = self.transformer(
             inputs, t.expand(len(inputs)), text.tokens[both], text.pooled[both], text.mask[both]
         ).float()
-        return out if branches == 1 else guide(*out.chunk(2), scale)
+        if branches == 1:
+            return out
+        wanted, unwanted = out.chunk(2)
+        return guide(wanted, unwanted, scale)
 
     def _clean_and_velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity dx/dt = noise - picture, with x = (1 - t) picture + t noise."""

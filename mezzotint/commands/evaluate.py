@@ -77,7 +77,9 @@ def _report(
     ready = time.perf_counter()
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
-        drawn = loaded.pipeline(prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance)
+        drawn = loaded.pipeline(
+            prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance, batch_size=len(prompts)
+        )
         return drawn.images
 
     result = evaluate_retrieval(draw, reference, extract, labels)

@@ -26,7 +26,6 @@ def models(
         print(json.dumps({"models": rows}))
         return
     for row in rows:
-        size = row["sample_size"]
-        print(f"{row['name']}  {size} x {size} pixels  {row['weights_bytes'] / 1e6:.1f} MB  {row['folder']}")
+        print("{name}  {sample_size} x {sample_size} pixels  {weights_bytes:,} bytes  {folder}".format(**row))
     if not rows:
         print("no models here; `mezzotint export RUN --name NAME` makes one of a training run")
