@@ -13,6 +13,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := [train,test,lint]
 TYPES := build/types/mezzotint
 PACKAGES := dit kernels sampling training ui worker
 INDEX := $(if $(INDEX_URL),--index-url $(INDEX_URL)) $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
@@ -54,7 +55,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-for-work: pyproject.toml constraints.txt
-	$(call pip_install,[train,test,lint])
+	$(call pip_install,$(EXTRAS))
 	@touch $(VENV)/installed $@
 
 # Write down the versions that are installed now, as the ones to repeat.
