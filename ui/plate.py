@@ -1,16 +1,15 @@
 """The picture of a job, or the place where it will be. Its size is fixed by the request: nothing jumps."""
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from base64 import b64encode
+from html import escape
 
 import streamlit as st
 
-from mezzotint.ui import connection, markup
+from mezzotint.ui import markup
+from mezzotint.ui.connection import client, original, thumbnail
 from mezzotint.worker.errors import MediaNotFound
 from mezzotint.worker.views import JobView
-
-PNG_SIGNATURE = b"\x89PNG"
 
 
 def large(job: JobView) -> None:
@@ -21,41 +20,47 @@ def large(job: JobView) -> None:
         for index in range(many):
             with st.container(key=f"plate-{job.id}-{index}"):
                 st.html(f"<style>.st-key-plate-{job.id}-{index} {{ --ratio: {ratio}; }}</style>")
-                _show(job, index, connection.original)
-
-
-def empty() -> None:
-    """The place of a picture that nobody has asked for yet."""
-    with st.grid(columns=1, gap="xsmall", key="sheet-empty"), st.container(key="plate-empty"):
-        st.html('<div class="mz-grain"></div>')
+                _picture(job, index, is_large=True)
 
 
 def small(job: JobView) -> None:
     """The first picture of a job as a square thumbnail."""
     with st.container(key=f"thumb-{job.id}"):
-        _show(job, 0, connection.thumbnail)
+        _picture(job, 0, is_large=False)
 
 
-def _show(job: JobView, index: int, read: Callable[[str], bytes]) -> None:
-    picture = _picture(job, index, read)
-    if picture is None:
-        st.html('<div class="mz-grain"></div>')
-    else:
-        # Without its format Streamlit would encode every picture anew, each time it is shown.
-        kind: Literal["PNG", "JPEG"] = "PNG" if picture.startswith(PNG_SIGNATURE) else "JPEG"
-        st.image(picture, width="stretch", output_format=kind, alt=_alt(job, index))
+def empty() -> None:
+    """The place of a picture that nobody has asked for yet."""
+    with st.grid(columns=1, gap="xsmall", key="sheet-empty"), st.container(key="plate-empty"):
+        _grain()
 
 
-def _picture(job: JobView, index: int, read: Callable[[str], bytes]) -> bytes | None:
+def _picture(job: JobView, index: int, *, is_large: bool) -> None:
     if index < len(job.outputs):
-        try:
-            return read(job.outputs[index].media_id)
-        except MediaNotFound as error:
-            markup.complaint(str(error))
-            return None
-    return connection.client().preview(job.id) if job.state == "running" and index == 0 else None
+        _finished(job, index, is_large)
+    elif job.state == "running" and index == 0 and (preview := client().preview(job.id)):
+        _preview(preview, f"Preview: {job.request['prompt']}")
+    else:
+        _grain()
 
 
-def _alt(job: JobView, index: int) -> str:
-    kind = f"Picture {index + 1}" if job.outputs else "Preview"
-    return f"{kind}: {job.request['prompt']}"
+def _finished(job: JobView, index: int, is_large: bool) -> None:
+    """Without its format Streamlit would encode a picture anew each time that it is shown."""
+    media_id, alt = job.outputs[index].media_id, f"Picture {index + 1}: {job.request['prompt']}"
+    try:
+        if is_large:
+            st.image(original(media_id), width="stretch", output_format="PNG", alt=alt)
+        else:
+            st.image(thumbnail(media_id), width="stretch", output_format="JPEG", alt=alt)
+    except MediaNotFound as error:
+        markup.complaint(str(error))
+
+
+def _preview(jpeg: bytes, alt: str) -> None:
+    """A preview travels within the page: as a file of its own it may be gone before the browser asks for it."""
+    source = f"data:image/jpeg;base64,{b64encode(jpeg).decode()}"
+    st.html(f'<img class="mz-preview" src="{source}" alt="{escape(alt)}" decoding="sync">')
+
+
+def _grain() -> None:
+    st.html('<div class="mz-grain"></div>')

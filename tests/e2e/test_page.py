@@ -83,6 +83,8 @@ def step(page: Page) -> int:
 
 
 def test_progress_moves_with_a_preview_and_the_picture_comes_without_a_jump(page: Page) -> None:
+    missing: list[str] = []
+    page.on("response", lambda response: missing.append(response.url) if response.status >= 400 else None)
     ask(page, "a slow disc", steps=20)
     expect(state(page)).to_contain_text("Step ")
     expect(plate(page).get_by_alt_text("Preview: a slow disc")).to_be_visible()
@@ -95,6 +97,7 @@ def test_progress_moves_with_a_preview_and_the_picture_comes_without_a_jump(page
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") == 64
     assert plate(page).bounding_box() == place
+    assert missing == []
 
 
 def test_a_reload_keeps_the_card_and_a_second_device_shows_the_same(
