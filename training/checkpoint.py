@@ -3,16 +3,20 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mezzotint.training.config import ConfigError
 
+_UNFINISHED = ".unfinished-"
 KEPT = 2
 """Checkpoints kept: the newest, and one before it."""
 
@@ -29,12 +33,15 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Write RUN/checkpoints/step-XXXXXXXX and prune older ones."""
+    """Write RUN/checkpoints/step-XXXXXXXX and prune older ones; one that is there already is left."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"
-    unfinished = folder / f".unfinished-{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if target.exists():
+        return target
+    for left in folder.glob(f"{_UNFINISHED}*"):  # by processes that were killed
+        shutil.rmtree(left)
+    unfinished = folder / f"{_UNFINISHED}{os.getpid()}"
     unfinished.mkdir()
     save_file(checkpoint.masters, unfinished / "masters.safetensors")
     save_file(checkpoint.ema, unfinished / "ema.safetensors")
@@ -42,11 +49,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     (unfinished / "state.json").write_text(json.dumps(checkpoint.state))
     for path in (*unfinished.iterdir(), unfinished):
         _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
     _sync(folder)
     for old in list_checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old)
+        going = folder / f"{_UNFINISHED}{old.name}"
+        old.rename(going)  # so that a kill leaves no half of it under its name
+        shutil.rmtree(going)
     return target
 
 
@@ -57,16 +65,25 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read one back. Raises ConfigError when a file is missing or broken."""
+    return Checkpoint(
+        masters=_read(folder / "masters.safetensors", load_file),
+        ema=_read(folder / "ema.safetensors", load_file),
+        optimizer=_read(folder / "optimizer.pt", _load_plain),
+        state=_read(folder / "state.json", lambda path: json.loads(path.read_text())),
+    )
+
+
+def _load_plain(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _read(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return Checkpoint(
-            masters=load_file(folder / "masters.safetensors"),
-            ema=load_file(folder / "ema.safetensors"),
-            optimizer=torch.load(folder / "optimizer.pt", weights_only=True),
-            state=json.loads((folder / "state.json").read_text()),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        return load(path)
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(
-            f"checkpoint {folder} cannot be read ({error}); delete it to go on from the one before."
+            f"{path} cannot be read ({type(error).__name__}); delete the folder {path.parent.name} to go on from "
+            "the checkpoint before it."
         ) from None
 
 

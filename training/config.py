@@ -1,7 +1,8 @@
 """A training run's settings: frozen dataclasses, read from YAML, unknown keys refused."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,12 +22,15 @@ class DataConfig:
         for every further caption.
     caption_dropout: share of pictures trained without a prompt, which guidance needs.
     balance: pictures are drawn with probability count(label) ** -balance; 0 takes them all alike.
+    num_workers: processes that decode pictures ahead of their use, for a set larger than memory; 0 decodes in
+        the training process and keeps what fits.
     """
 
     path: str = "data/emoji"
     caption_weights: tuple[float, ...] = (1.0,)
     caption_dropout: float = 0.1
     balance: float = 0.7
+    num_workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,16 +86,36 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.dtype in ("bf16", "fp32"), "dtype", self.dtype, "bf16 or fp32")
-        for name in ("batch_size", "max_steps", "checkpoint_minutes"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        for name in _MORE_THAN_0:
+            _require(0 < self._value(name) < inf, name, self._value(name), "more than 0")
+        for name in _NOT_NEGATIVE:
+            _require(0 <= self._value(name) < inf, name, self._value(name), "0 or more")
         _require(0 <= self.data.caption_dropout < 1, "data.caption_dropout", self.data.caption_dropout, "in [0, 1)")
-        _require(bool(self.data.caption_weights) and all(w >= 0 for w in self.data.caption_weights)
-                 and sum(self.data.caption_weights) > 0,
-                 "data.caption_weights", self.data.caption_weights, "numbers >= 0, not all 0")
-        _require(self.objective.t_std > 0, "objective.t_std", self.objective.t_std, "more than 0")
+        weights = self.data.caption_weights
+        _require(bool(weights) and all(0 <= w < inf for w in weights) and sum(weights) > 0,
+                 "data.caption_weights", weights, "numbers >= 0, not all 0")
+        _require(-inf < self.objective.t_mean < inf, "objective.t_mean", self.objective.t_mean, "a finite number")
         _require(0 < self.objective.min_t < 1, "objective.min_t", self.objective.min_t, "between 0 and 1")
+        _require(len(self.optim.betas) == 2 and all(0 <= b < 1 for b in self.optim.betas),
+                 "optim.betas", self.optim.betas, "two numbers in [0, 1)")
         _require(0 <= self.optim.decay_fraction <= 1, "optim.decay_fraction", self.optim.decay_fraction, "in [0, 1]")
         _require(0 <= self.optim.ema_decay < 1, "optim.ema_decay", self.optim.ema_decay, "in [0, 1)")
+        _require(bool(self.samples.prompts) or not self.samples.every_steps,
+                 "samples.prompts", self.samples.prompts, "one prompt or more, unless samples.every_steps is 0")
+
+    def _value(self, name: str) -> float:
+        section, _, key = name.rpartition(".")
+        return getattr(getattr(self, section) if section else self, key)
+
+
+_MORE_THAN_0 = (
+    "batch_size", "max_steps", "checkpoint_minutes", "objective.t_std", "optim.muon_lr", "optim.adamw_lr",
+    "optim.grad_clip", "samples.num_inference_steps",
+)
+_NOT_NEGATIVE = (
+    "seed", "data.balance", "data.num_workers", "optim.weight_decay", "optim.warmup_steps", "samples.every_steps",
+    "samples.guidance_scale",
+)
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -105,10 +129,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise ConfigError(f"--config is {path}; there is no such file.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"--config is {path}; it cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config is {path}; it is not YAML ({_one_line(error)}).") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings.")
+        raise ConfigError(f"--config is {path}; it must hold a mapping of settings, such as `batch_size: 128`.")
     for override in overrides:
         _apply(values, override)
     return from_mapping(values)
@@ -124,6 +150,10 @@ def to_mapping(config: TrainConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
@@ -133,7 +163,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set is {override!r}; {parent} holds no further settings.")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set is {override!r}; the value is not YAML ({_one_line(error)}).") from None
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
@@ -156,20 +189,54 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
 def _convert(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint):
         return _build(hint, value, f"{name}.")  # type: ignore[arg-type]
+    convert = _CONVERTERS.get(hint)
+    if convert is None:  # a choice of words, which the dataclass itself checks
+        return value
+    wanted, conversion = convert
     try:
-        if hint is float:
-            return float(value)
-        if hint is int and int(value) != float(value):
-            raise ValueError
-        if hint in (int, bool, str):
-            return hint(value) if not (hint is bool and not isinstance(value, bool)) else _not_bool()
-        if str(hint).startswith("tuple"):
-            inner = str if "str" in str(hint) else float
-            return tuple(inner(v) for v in value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}.") from None
-    return value
+        return conversion(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} is {value!r}; it must be {wanted}.") from None
 
 
-def _not_bool() -> bool:
-    raise ValueError
+def _to_float(value: Any) -> float:
+    """YAML reads 1e-3 as a word, so words that are numbers pass."""
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _to_int(value: Any) -> int:
+    number = _to_float(value)
+    if int(number) != number:
+        raise ValueError
+    return int(value) if isinstance(value, int) else int(number)
+
+
+def _only(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return check
+
+
+def _each(conversion: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def convert(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return tuple(conversion(v) for v in value)
+
+    return convert
+
+
+_CONVERTERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
+    float: ("a number", _to_float),
+    int: ("a whole number", _to_int),
+    bool: ("true or false", _only(bool)),
+    str: ("a word or a text (in quotes where YAML reads something else)", _only(str)),
+    tuple[float, ...]: ("a list of numbers", _each(_to_float)),
+    tuple[float, float]: ("a list of two numbers", _each(_to_float)),
+    tuple[str, ...]: ("a list of texts", _each(_only(str))),
+}

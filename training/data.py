@@ -6,14 +6,15 @@ Shape suffixes: S picture side, L text tokens, T text encoder size.
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,7 +23,8 @@ from mezzotint.training.config import ConfigError, DataConfig
 from mezzotint.training.randomness import generator_for
 
 CACHE_BYTES = 4 * 2**30
-"""Decoded pictures are kept in memory up to this size; beyond it they are decoded at each use."""
+"""Decoded pictures are kept in memory up to this size; beyond it they are decoded at each use, and
+data.num_workers gives that to further processes."""
 
 
 class PictureData:
@@ -31,10 +33,13 @@ class PictureData:
     def __init__(self, config: DataConfig, sample_size: int) -> None:
         """Open the data set. Raises ConfigError when there is none, or when it lacks captions."""
         self.rows = open_data(config.path)
+        _check_columns(self.rows, config.path)
         self.sample_size = sample_size
-        self.captions = [_captions_of(row) for row in _text_rows(self.rows)]
-        self.labels = [_label_of(row) for row in _text_rows(self.rows)]
-        fits = len(self.rows) * 3 * sample_size**2 <= CACHE_BYTES
+        texts = self.rows.remove_columns(["image"])
+        self.captions = [_captions_of(row, i) for i, row in enumerate(texts)]
+        self.labels = [_label_of(row, several) for row, several in zip(texts, self.captions, strict=True)]
+        # Each worker would fill a cache of its own.
+        fits = not config.num_workers and len(self.rows) * 3 * sample_size**2 <= CACHE_BYTES
         self._cache: dict[int, Tensor] | None = {} if fits else None
 
     def __len__(self) -> int:
@@ -43,10 +48,16 @@ class PictureData:
     def picture(self, index: int) -> Tensor:
         """uint8 [3, S, S]: the shorter side fitted, the centre cropped, transparency on white."""
         if self._cache is None:
-            return load_picture(self.rows[index]["image"], self.sample_size)
+            return self._decode(index)
         if index not in self._cache:
-            self._cache[index] = load_picture(self.rows[index]["image"], self.sample_size)
+            self._cache[index] = self._decode(index)
         return self._cache[index]
+
+    def _decode(self, index: int) -> Tensor:
+        try:
+            return load_picture(self.rows[index]["image"], self.sample_size)
+        except OSError as error:  # Pillow's for a picture that it cannot read, too
+            raise ConfigError(f"data.path: picture {index} of the set cannot be read ({error}); take it out.") from None
 
     def draw_weights(self, balance: float) -> Tensor:
         """Probability of each picture, count(label) ** -balance, fp64."""
@@ -59,33 +70,60 @@ def open_data(path: str) -> Any:
     """Open a `datasets` folder, an imagefolder with metadata.jsonl, or a Hub id; returns a `datasets.Dataset`."""
     import datasets
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     folder = Path(path)
-    if (folder / "state.json").is_file():
-        return datasets.load_from_disk(folder)
-    if folder.is_dir() and any(folder.rglob("metadata.jsonl")):
-        return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
-    if folder.exists() or path.count("/") != 1 or path.startswith("."):
-        raise ConfigError(
-            f"data.path is {path}; it must be a folder made by `datasets`, a folder of pictures with metadata.jsonl, "
-            "or a Hub id owner/name (`python -m mezzotint.training.emoji_data --out DIR` makes one)."
-        )
-    return datasets.load_dataset(path, split="train")
+    is_imagefolder = folder.is_dir() and any(folder.rglob("metadata.jsonl"))
+    is_saved = (folder / "state.json").is_file()
+    if not is_imagefolder and not is_saved and (folder.exists() or path.count("/") != 1 or path.startswith(".")):
+        raise ConfigError(f"data.path is {path}; {_WANTED}.")
+    try:
+        if is_saved:
+            return datasets.load_from_disk(folder)
+        if is_imagefolder:
+            return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+        return datasets.load_dataset(path, split="train")
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        absent = "" if folder.exists() else f"there is no such folder ({_WANTED}), and as a Hub id "
+        raise ConfigError(f"data.path is {path}; {absent}it cannot be opened: {_reason(error)}") from None
 
 
-def _text_rows(rows: Any) -> Any:
-    return rows.remove_columns(["image"])
+_WANTED = (
+    "it must be a folder made by `datasets`, a folder of pictures with metadata.jsonl, or a Hub id owner/name; "
+    "`python -m mezzotint.training.emoji_data --out DIR` makes one"
+)
 
 
-def _captions_of(row: dict[str, Any]) -> list[str]:
-    for key in ("captions", "caption", "text"):
+def _reason(error: Exception) -> str:
+    """The first line of the error that an error was made from, where there is one."""
+    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_columns(rows: Any, path: str) -> None:
+    columns = getattr(rows, "column_names", None)
+    if not isinstance(columns, list):
+        raise ConfigError(f"data.path is {path}; it holds several splits, so give the folder of one.")
+    if "image" not in columns or not set(_CAPTION_COLUMNS) & set(columns):
+        raise ConfigError(f"data.path is {path}; its columns are {', '.join(columns)}, and image and one of "
+                          f"{', '.join(_CAPTION_COLUMNS)} must be there.")
+    if type(rows.features["image"]).__name__ != "Image":
+        raise ConfigError(f"data.path is {path}; its column image holds {rows.features['image']}, not pictures.")
+    if not len(rows):
+        raise ConfigError(f"data.path is {path}; it holds no pictures.")
+
+
+_CAPTION_COLUMNS = ("captions", "caption", "text")
+
+
+def _captions_of(row: dict[str, Any], index: int) -> list[str]:
+    for key in _CAPTION_COLUMNS:
         if row.get(key):
             return [row[key]] if isinstance(row[key], str) else list(row[key])
-    raise ConfigError(f"the data set's columns are {', '.join(row)}; one of captions, caption or text must be there "
-                      "and not be empty.")
+    raise ConfigError(f"data.path: picture {index} of the set has no caption; write one, or take the picture out.")
 
 
-def _label_of(row: dict[str, Any]) -> str:
-    return row.get("base_label") or row.get("label") or _captions_of(row)[0]
+def _label_of(row: dict[str, Any], several: Sequence[str]) -> str:
+    return row.get("base_label") or row.get("label") or several[0]
 
 
 def load_picture(image: Image.Image, side: int) -> Tensor:
@@ -128,10 +166,13 @@ class TextTable:
 def _read_cache(path: Path, key: str) -> dict[str, Tensor] | None:
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("key") != key:
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError:  # broken by a full disk, say; it is made again
+        return None
 
 
 def _write_cache(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
@@ -174,12 +215,3 @@ def _pick(count: int, weights: Sequence[float], generator: torch.Generator) -> i
     if not any(padded):  # a picture with fewer captions than the weights foresee
         return count - 1
     return int(torch.multinomial(torch.tensor(padded), 1, generator=generator))
-
-
-def batches(data: PictureData, sampler: StepSampler, first_step: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Endless (indices, uint8 pictures [B, 3, S, S]) from `first_step` on."""
-    step = first_step
-    while True:
-        indices = sampler.indices(step)
-        yield indices, torch.stack([data.picture(i) for i in indices])
-        step += 1

@@ -1,4 +1,4 @@
-"""Build the emoji data set: 3,374 pictures with captions, as a Hugging Face `datasets` folder.
+"""Build the emoji data set: 3,372 pictures with captions, as a Hugging Face `datasets` folder.
 
     python -m mezzotint.training.emoji_data --out DIR
 
@@ -31,12 +31,15 @@ COMPLETE = "mezzotint-complete.json"
 def build(out: Path) -> int:
     """Build the set at `out` and return the number of pictures; a complete one is left as it is.
 
-    Raises SourceError (no npm, no network, broken archive) and OSError (no room, no permission).
+    Raises SourceError (no npm, no network, broken archive, `out` holds something else) and OSError (no room, no
+    permission).
     """
     sources = {"pictures": PICTURES, "names": NAMES}
     marker = out / COMPLETE
     if marker.is_file() and json.loads(marker.read_text())["sources"] == sources:
         return int(json.loads(marker.read_text())["num_pictures"])
+    if out.exists() and not marker.is_file() and (out.is_file() or any(out.iterdir())):
+        raise SourceError(f"--out is {out}; it holds something else, so give a new folder.")
     kept = out.parent / f"{out.name}.sources"
     kept.mkdir(parents=True, exist_ok=True)
     pictures, names = fetch_archive(PICTURES, kept), fetch_archive(NAMES, kept)
@@ -61,7 +64,7 @@ def _member(tar: tarfile.TarFile, name: str) -> Any:
     except KeyError:
         stream = None
     if stream is None:
-        raise SourceError(f"{tar.name} holds no {name}; delete that archive and run the same command again.")
+        raise SourceError(f"{tar.name!s} holds no {name}; delete that archive and run the same command again.")
     return stream
 
 

@@ -21,11 +21,13 @@ def export_run(
 
     time_shift, guidance_scale, num_inference_steps: the model's defaults for sampling; None takes those of the
     run's own sample grids. A model that lies at `target` is replaced only once the new one is whole.
-    Raises ConfigError when the run has no checkpoint.
+    Raises ConfigError when the run has no checkpoint, or when something else than a model lies at `target`.
     """
     found = list_checkpoints(run)
     if not found:
         raise ConfigError(f"RUN is {run}; it holds no checkpoint, so let training/train.py write one first.")
+    if target.exists() and not (target / "model_index.json").is_file():
+        raise ConfigError(f"{target} is there and is no model; give another name, or move it away.")
     checkpoint = load_checkpoint(found[-1])
     config = from_mapping(checkpoint.state["config"])
     network = DiT.from_config(to_mapping(config)["model"])
@@ -34,12 +36,23 @@ def export_run(
         network.bfloat16(),
         FlowMatchEulerDiscreteScheduler(shift=time_shift),
         text_encoder_name=checkpoint.state["text_encoder"],
-        guidance_scale=guidance_scale or config.samples.guidance_scale,
+        guidance_scale=config.samples.guidance_scale if guidance_scale is None else guidance_scale,
         num_inference_steps=num_inference_steps or config.samples.num_inference_steps,
     )
     unfinished = target.with_name(f".{target.name}-{os.getpid()}")
-    pipeline.save_pretrained(unfinished)
-    write_card(unfinished, target.name, run, config, checkpoint.state)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    try:
+        pipeline.save_pretrained(unfinished)
+        write_card(unfinished, target.name, run, config, checkpoint.state)
+        _replace(target, unfinished)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Put `new` in the place of `target`; the old one is deleted only after that."""
+    old = new.with_name(f"{new.name}-old")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

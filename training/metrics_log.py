@@ -11,7 +11,9 @@ class MetricsLog:
     def __init__(self, path: Path, next_step: int) -> None:
         """Keep the lines before `next_step`, so that no step stands twice."""
         kept = [line for line in _lines(path) if line["step"] < next_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        whole = path.with_suffix(".unfinished")  # a kill in the middle of this leaves the old file
+        whole.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        whole.replace(path)
         self._file = path.open("a")
 
     def write(self, **values: Any) -> None:

@@ -1,12 +1,12 @@
 """The card of an exported model: what it was trained on, how, for how long, and its loss curve."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mezzotint.training.config import TrainConfig, to_mapping
+from mezzotint.training.hardware import num_cores
 from mezzotint.training.metrics_log import read_metrics
 
 CURVE_FILE = "loss.png"
@@ -18,6 +18,8 @@ def write_card(folder: Path, name: str, run: Path, config: TrainConfig, state: d
     if metrics:
         draw_curve(metrics, folder / CURVE_FILE)
     hours, samples = state["seconds"] / 3600, state["step"] * config.batch_size
+    # Checkpoints of older versions do not say it.
+    hardware = state.get("hardware") or f"{num_cores()} CPU cores"
     text = f"""# {name}
 
 A text-to-image diffusion transformer trained from scratch with Mezzotint.
@@ -27,7 +29,7 @@ A text-to-image diffusion transformer trained from scratch with Mezzotint.
 | pictures | {config.model.sample_size} x {config.model.sample_size} pixels, patches of {config.model.patch_size} |
 | network | {config.model.num_layers} blocks, width {config.model.hidden_size}, {config.model.num_heads} heads |
 | data | `{Path(config.data.path).name}` |
-| training | {state['step']:,} steps, {samples:,} pictures seen, {hours:.2f} hours on {os.cpu_count()} CPU cores |
+| training | {state['step']:,} steps, {samples:,} pictures seen, {hours:.2f} hours on {hardware} |
 | text encoder | {state['text_encoder']} |
 
 {f"![loss over training]({CURVE_FILE})" if metrics else ""}

@@ -1,8 +1,10 @@
 """Fetch a package's archive with `npm pack`: the files alone, nothing installed and no script run."""
 
+import json
 import shutil
 import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 
 
@@ -31,7 +33,7 @@ def is_whole(archive: Path) -> bool:
     try:
         with tarfile.open(archive, "r:gz") as tar:
             return all(_drain(tar, member) for member in tar if member.isfile())
-    except (tarfile.TarError, OSError, EOFError):
+    except (tarfile.TarError, zlib.error, OSError, EOFError):
         return False
 
 
@@ -47,13 +49,21 @@ def _pack(package: str, folder: Path, target: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     done = subprocess.run(
-        ["npm", "pack", package, "--silent", "--pack-destination", str(unfinished)],
+        ["npm", "pack", package, "--silent", "--json", "--ignore-scripts", "--pack-destination", str(unfinished)],
         capture_output=True, text=True, check=False,
     )
     packed = list(unfinished.glob("*.tgz"))
     if done.returncode or len(packed) != 1:
-        reason = (done.stderr or done.stdout).strip().splitlines()
-        raise SourceError(f"npm could not fetch {package}: {reason[-1] if reason else 'no reason given'}; "
-                          "check the network and npm's registry setting, then run the same command again.")
+        raise SourceError(f"npm could not fetch {package}: {_reason(done)}; check the network and npm's registry "
+                          "setting, then run the same command again.")
     packed[0].replace(target)
     unfinished.rmdir()
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Silent npm tells why it failed in its JSON alone; one that broke off before has a last line."""
+    try:
+        return str(json.loads(done.stdout)["error"]["summary"])
+    except (ValueError, KeyError, TypeError):
+        said = (done.stderr or done.stdout).strip().splitlines()
+        return said[-1] if said else f"it ended with exit code {done.returncode} and gave no reason"

@@ -16,6 +16,8 @@ def main() -> None:
     """Command line. Exit code 1 with one sentence when a setting, the data or the disk is wrong."""
     args = _parser().parse_args()
     try:
+        if args.max_minutes is not None and not args.max_minutes > 0:
+            raise ConfigError(f"--max-minutes is {args.max_minutes}; it must be more than 0.")
         config = load_config(args.config, args.set)
         from mezzotint.training.trainer import Trainer
 

@@ -3,17 +3,17 @@
 Shape suffixes: B batch, c channels, S picture side.
 """
 
+import math
 import os
-import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
@@ -25,12 +25,13 @@ from mezzotint.sampling.precision import DTYPES
 from mezzotint.sampling.text import EMBEDDED, TextEncoder
 from mezzotint.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from mezzotint.training.config import ConfigError, TrainConfig, to_mapping
-from mezzotint.training.data import PictureData, StepSampler, TextTable, batches, draw_captions
-from mezzotint.training.memory import keep_freed_memory
+from mezzotint.training.data import PictureData, StepSampler, TextTable, draw_captions
+from mezzotint.training.feed import Batch, batches
+from mezzotint.training.hardware import describe_hardware, use_all_cores
 from mezzotint.training.metrics_log import MetricsLog
 from mezzotint.training.objectives import add_noise, draw_t, velocity_loss
 from mezzotint.training.optim import MasterOptimizer, learning_rate_factor
-from mezzotint.training.randomness import generator_for
+from mezzotint.training.randomness import generator_for, global_random_state, restore_global_random_state
 from mezzotint.training.sample_grid import save_sample_grid
 
 
@@ -43,22 +44,27 @@ class Trainer:
         Raises ConfigError (settings, data, a broken checkpoint, a network of another shape).
         """
         self.config, self.output = config, output
-        self.accelerator = Accelerator()
+        # The network holds its own dtype; a launcher's default of mixed precision would cast it again.
+        self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
-        _use_all_cores(self.accelerator)
-        output.mkdir(parents=True, exist_ok=True)
-        self.data = PictureData(config.data, config.model.sample_size)
+        use_all_cores(self.accelerator)
+        _make_folder(output)
         self.encoder = TextEncoder(EMBEDDED)
-        self.table = TextTable(
-            self.data.captions, self.encoder, config.model.max_text_tokens, output / "text.safetensors"
-        )
+        _check_fit(config, self.encoder)
+        with self.accelerator.main_process_first():  # the others take up what it has unpacked and encoded
+            self.data = PictureData(config.data, config.model.sample_size)
+            self.table = TextTable(
+                self.data.captions, self.encoder, config.model.max_text_tokens, output / "text.safetensors"
+            )
         self.sampler = StepSampler(
             self.data.draw_weights(config.data.balance), config.batch_size, config.seed,
             self.accelerator.process_index, self.accelerator.num_processes,
         )
         self.step, self.trained_s = 0, 0.0
         self._build_network(init_from)
+        self._check_alike()
+        self.saved_step = self.step if self.step else None
         self.log = MetricsLog(output / "metrics.jsonl", self.step) if self.is_main else None
         if self.is_main:
             (output / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
@@ -86,33 +92,53 @@ class Trainer:
             )
         self.optimizer.load_state_dict(checkpoint.optimizer, checkpoint.masters, checkpoint.ema)
         self.step, self.trained_s = checkpoint.state["step"], checkpoint.state["seconds"]
-        _restore_random_state(checkpoint.state["random"])
+        restore_global_random_state(checkpoint.state["random"])
+
+    def _check_alike(self) -> None:
+        """Processes on several hosts see the same checkpoints only on shared storage."""
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
+        if min(steps) != max(steps):
+            raise ConfigError(f"--output is {self.output}; the processes found checkpoints of the steps {steps} in it, "
+                              "so give a folder on storage that all of them share.")
 
     def run(self, max_minutes: float | None = None) -> None:
-        """Train to max_steps, or for `max_minutes`, or until SIGTERM or Ctrl-C; each ends with a checkpoint."""
-        stop = _StopFlag()
+        """Train to max_steps, or for `max_minutes`, or until SIGTERM or Ctrl-C; each ends with a checkpoint.
+
+        Raises ConfigError when the loss is no number any more; the checkpoints from before are left.
+        """
         start = saved = time.monotonic()
         quiet = not (self.is_main and sys.stderr.isatty())
-        bar = tqdm(total=self.config.max_steps, initial=self.step, unit="step", disable=quiet)
-        for indices, pictures in batches(self.data, self.sampler, self.step):
-            out_of_time = max_minutes is not None and time.monotonic() - start > max_minutes * 60
-            if self.step >= self.config.max_steps or out_of_time or stop.asked:
-                break
-            metrics = self._timed_step(indices, pictures)
-            bar.update()
-            bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['samples_per_s']:.1f} samples/s")
-            self._maybe_sample()
-            if time.monotonic() - saved > self.config.checkpoint_minutes * 60:
-                self.save()
-                saved = time.monotonic()
-        bar.close()
-        self.save()
+        steps = range(self.step, self.config.max_steps)
+        feed = batches(self.data, self.sampler, steps, self.config.data.num_workers)
+        with _StopFlag() as stop, tqdm(total=steps.stop, initial=self.step, unit="step", disable=quiet) as bar:
+            while self.step < self.config.max_steps:
+                out_of_time = max_minutes is not None and time.monotonic() - start > max_minutes * 60
+                if self._anyone(out_of_time or stop.asked):
+                    break
+                metrics = self._timed_step(feed)
+                bar.update()
+                bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {metrics['samples_per_s']:.1f} samples/s")
+                self._maybe_sample()
+                if time.monotonic() - saved > self.config.checkpoint_minutes * 60:
+                    self.save()
+                    saved = time.monotonic()
+            self.save()
         if self.log is not None:
             self.log.close()
 
-    def _timed_step(self, indices: list[int], pictures: Tensor) -> dict[str, Any]:
+    def _anyone(self, asked: bool) -> bool:
+        """Whether any process was asked to stop: they have to leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        return bool(self.accelerator.reduce(torch.tensor(float(asked), device=self.device), "sum").item())
+
+    def _timed_step(self, feed: Iterator[Batch]) -> dict[str, Any]:
+        """One step, its wait for pictures included."""
         start = time.perf_counter()
-        loss, norm, factor = self.train_step(indices, pictures)
+        loss, norm, factor = self.train_step(*next(feed))
+        if not math.isfinite(loss + norm):
+            raise ConfigError(f"the loss is {loss} and the gradient's norm {norm} at step {self.step}; give smaller "
+                              "optim.muon_lr and optim.adamw_lr to go on from the last checkpoint.")
         seconds = time.perf_counter() - start
         self.trained_s += seconds
         metrics = {
@@ -158,34 +184,57 @@ class Trainer:
         return _cast(network, self.device, DTYPES[self.config.dtype]).eval()
 
     def save(self) -> None:
-        """Write a checkpoint of this very step."""
-        if not self.is_main:
+        """Write a checkpoint of this very step, unless there is one."""
+        if not self.is_main or self.saved_step == self.step:
             return
         state = {
             "step": self.step, "seconds": self.trained_s, "config": to_mapping(self.config),
-            "random": _random_state(), "text_encoder": self.encoder.name,
+            "random": global_random_state(), "text_encoder": self.encoder.name,
+            "hardware": describe_hardware(self.accelerator),
         }
         masters = {name: p.detach().contiguous() for name, p in self.optimizer.masters.items()}
         save_checkpoint(self.output, Checkpoint(
             masters=masters, ema=self.optimizer.ema, optimizer=self.optimizer.state_dict(), state=state,
         ))
+        self.saved_step = self.step
 
 
-def _use_all_cores(accelerator: Accelerator) -> None:
-    """Share the cores between the processes here; accelerate's launcher leaves each CPU process a single one."""
-    if accelerator.device.type == "cpu":
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        keep_freed_memory()
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--output is {output}; it must be a folder that can be made and written to ({error.strerror})."
+        ) from None
+
+
+def _check_fit(config: TrainConfig, encoder: TextEncoder) -> None:
+    """What the network must have in common with the pictures and the text encoder."""
+    width = encoder.model.config.hidden_size
+    for name, value, wanted, why in (
+        ("in_channels", config.model.in_channels, 3, "pictures are RGB"),
+        ("text_size", config.model.text_size, width, f"the text encoder {encoder.name} is so wide"),
+    ):
+        if value != wanted:
+            raise ConfigError(f"model.{name} is {value}; it must be {wanted}, since {why}.")
 
 
 class _StopFlag:
-    """Set by SIGTERM or Ctrl-C; the step under way is finished and saved."""
+    """Set by SIGTERM or Ctrl-C while it is entered; the step under way is finished and saved."""
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -210,22 +259,3 @@ def _cast(network: DiT, device: torch.device, dtype: torch.dtype) -> DiT:
     """By torch's own `to`: diffusers' warns of modules that have to stay in fp32 even when there are none."""
     torch.nn.Module.to(network, device=device, dtype=dtype)
     return network
-
-
-def _random_state() -> dict[str, Any]:
-    """States of the process's global generators. The loop itself draws from (seed, step, rank) alone, so these
-    matter only to what a library draws on its own."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": [str(kind), np.asarray(keys).tolist(), position, has_gauss, gauss],
-        "python": [random.getstate()[0], list(random.getstate()[1]), random.getstate()[2]],
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
