@@ -54,7 +54,7 @@ def _state(job: JobView) -> None:
     if not job.is_final:
         st.progress(words.fraction(job))
     if job.error:
-        markup.complaint(words.spoken(job.error.message))
+        markup.complaint(job.error.message)
     if job.state == "queued" and not _is_drawn_for():
         markup.text("mz-note", "No worker answers; start one with `mezzotint worker`. The job waits for it.")
     for warning in job.warnings:

@@ -33,10 +33,11 @@ def show() -> None:
 
 
 def use(request: Mapping[str, Any]) -> None:
-    """Put a job's settings into the composer."""
+    """Put a job's settings into the composer; its model only while that is still offered."""
     for field in FIELDS:
-        if request.get(field) is not None:
-            st.session_state[field] = request[field]
+        value = request.get(field)
+        if value is not None and (field != "model" or value in models.names()):
+            st.session_state[field] = value
 
 
 def submit(request: Mapping[str, Any]) -> None:
@@ -45,7 +46,7 @@ def submit(request: Mapping[str, Any]) -> None:
     try:
         job = client().submit(request)
     except RequestError as error:
-        st.session_state[REFUSED] = (error.field, st.session_state.get(error.field), words.spoken(str(error)))
+        st.session_state[REFUSED] = (error.field, st.session_state.get(error.field), str(error))
     except ServiceError as error:
         st.session_state[REFUSED] = ("prompt", st.session_state.get("prompt"), str(error))
     else:
@@ -89,7 +90,7 @@ def _check() -> tuple[Plan | None, dict[str, str]]:
         try:
             _, plan = accept(asked)
         except RequestError as error:
-            complaints[error.field] = words.spoken(str(error))
+            complaints[error.field] = str(error)
             if asked.pop(error.field, None) is None:
                 return None, _standing_refusal() | complaints
         else:

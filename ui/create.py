@@ -3,7 +3,7 @@
 import streamlit as st
 
 from mezzotint.sampling.request import RequestError
-from mezzotint.ui import address, board, composer, markup, words
+from mezzotint.ui import address, board, composer, markup
 from mezzotint.ui.connection import client
 from mezzotint.worker.errors import JobNotFound
 
@@ -19,7 +19,7 @@ def show() -> None:
             try:
                 composer.show()
             except RequestError as error:
-                markup.complaint(words.spoken(str(error)))
+                markup.complaint(str(error))
         with right:
             board.show()
 

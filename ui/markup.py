@@ -6,6 +6,7 @@ from html import escape
 
 import streamlit as st
 
+from mezzotint.ui import words
 from mezzotint.worker.errors import ServiceError
 
 
@@ -16,9 +17,9 @@ def text(css_class: str, value: str, *, role: str | None = None) -> None:
 
 
 def complaint(sentence: str | None) -> None:
-    """A sentence beside the field that it is about; nothing when there is none."""
+    """A sentence beside the field that it is about, with the page's names of fields; nothing for None."""
     if sentence:
-        text("mz-complaint", sentence, role="alert")
+        text("mz-complaint", words.spoken(sentence), role="alert")
 
 
 def facts(pairs: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from mezzotint.sampling.engine import Drawn
 from mezzotint.sampling.intake import accept
 from mezzotint.ui import words
+from mezzotint.ui.launch import APP
 from mezzotint.worker.client import Client
 from mezzotint.worker.views import JobView
 
@@ -235,3 +236,13 @@ def test_without_a_model_the_page_says_how_to_get_one(
     page.run()
     assert any("no-such-model" in said for said in shown(page, "mz-complaint"))
     assert not page.exception
+
+
+def test_a_job_table_that_cannot_be_reached_is_told_in_a_sentence(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEZZOTINT_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:9/none")
+    page = AppTest.from_file(str(APP), default_timeout=60).run()
+    assert not page.exception
+    assert shown(page, "mz-complaint")
+    assert all(said.endswith(".") for said in shown(page, "mz-complaint"))
