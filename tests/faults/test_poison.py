@@ -19,9 +19,9 @@ def test_a_job_that_crashes_its_process_is_dead_after_three_attempts(
     dead = service.client.wait(poison.id, timeout_s=60)
     assert (dead.state, dead.attempt, dead.outputs) == ("dead", 3, []), service.log()
     assert dead.error.code == "worker_lost"
-    assert service.client.wait(good.id, timeout_s=30).state == "succeeded"
+    assert service.client.wait(good.id, timeout_s=60).state == "succeeded"
     later = service.client.submit(service.request())
-    assert service.client.wait(later.id, timeout_s=30).state == "succeeded"
+    assert service.client.wait(later.id, timeout_s=60).state == "succeeded"
     assert service.client.get(poison.id) == dead
 
 
@@ -35,7 +35,7 @@ def test_a_job_that_hangs_is_ended_by_the_limit_of_an_attempt(
     good = service.client.submit(service.request())
     assert service.client.wait(hung.id, timeout_s=60).state == "dead", service.log()
     assert service.client.get(hung.id).attempt == 2
-    assert service.client.wait(good.id, timeout_s=30).state == "succeeded"
+    assert service.client.wait(good.id, timeout_s=60).state == "succeeded"
 
 
 def test_an_engine_that_is_not_there_fails_jobs_with_its_sentence(make_service: Callable[..., Any]) -> None:
@@ -43,6 +43,6 @@ def test_an_engine_that_is_not_there_fails_jobs_with_its_sentence(make_service: 
     service.start_broker()
     service.start_worker()
     job = service.client.submit(service.request())
-    failed = service.client.wait(job.id, timeout_s=30)
+    failed = service.client.wait(job.id, timeout_s=60)
     assert failed.state == "failed"
     assert "MEZZOTINT_ENGINE is 'nowhere:Engine'" in failed.error.message

@@ -20,7 +20,7 @@ PROMISED_S = 30
 def begin(service: Any, until: Callable[..., None], **fields: Any) -> str:
     """Submit a job and wait until it is some steps on its way."""
     job = service.client.submit(service.request(**fields))
-    until(lambda: service.client.get(job.id).step >= 2, 30, service.log)
+    until(lambda: service.client.get(job.id).step >= 2, 60, service.log)
     return str(job.id)
 
 
@@ -41,7 +41,7 @@ def test_a_job_whose_child_process_is_killed_runs_again(
     killed = time.monotonic()
     until(lambda: service.client.get(job_id).attempt == 2, PROMISED_S, service.log)
     print(f"ran again {time.monotonic() - killed:.1f} s after its child was killed")
-    service.client.wait(job_id, timeout_s=30)
+    service.client.wait(job_id, timeout_s=60)
     one_result(service, job_id, attempt=2)
 
 
@@ -56,7 +56,7 @@ def test_a_job_whose_whole_worker_is_killed_runs_again_on_another(
     killed = time.monotonic()
     until(lambda: service.client.get(job_id).attempt == 2, PROMISED_S, service.log)
     print(f"ran again {time.monotonic() - killed:.1f} s after its worker was killed")
-    service.client.wait(job_id, timeout_s=30)
+    service.client.wait(job_id, timeout_s=60)
     one_result(service, job_id, attempt=2)
 
 
@@ -82,11 +82,11 @@ def test_the_late_commit_of_a_worker_stopped_past_its_lease_is_refused(
     job_id = begin(service, until, num_inference_steps=10)
     stopped = claimer(service, job_id, workers)
     os.killpg(stopped.pid, signal.SIGSTOP)
-    service.client.wait(job_id, timeout_s=30)
+    service.client.wait(job_id, timeout_s=60)
     one_result(service, job_id, attempt=2)
     before = service.client.get(job_id)
     os.killpg(stopped.pid, signal.SIGCONT)
-    until(lambda: f"job {job_id}, attempt 1: lost its lease" in service.log(), 20, service.log)
+    until(lambda: f"job {job_id}, attempt 1: lost its lease" in service.log(), 60, service.log)
     assert service.client.get(job_id) == before
     one_result(service, job_id, attempt=2)
 
@@ -99,7 +99,7 @@ def test_a_worker_told_to_stop_finishes_what_it_can(
     worker = service.start_worker()
     job_id = begin(service, until, num_inference_steps=10)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0, service.log()
+    assert worker.wait(60) == 0, service.log()
     one_result(service, job_id, attempt=1)
     assert not service.client.workers()
 
@@ -112,10 +112,10 @@ def test_a_worker_told_to_stop_hands_back_what_takes_longer(
     worker = service.start_worker()
     job_id = begin(service, until, num_inference_steps=15)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0, service.log()
+    assert worker.wait(60) == 0, service.log()
     assert service.client.get(job_id).state == "queued"
     service.start_worker()
-    service.client.wait(job_id, timeout_s=40)
+    service.client.wait(job_id, timeout_s=60)
     one_result(service, job_id, attempt=2)
 
 
@@ -128,8 +128,8 @@ def test_a_running_job_is_cancelled_within_a_step(
     job_id = begin(service, until, num_inference_steps=100)
     asked = service.client.cancel(job_id)
     assert (asked.state, asked.cancel_requested) == ("running", True)
-    job = service.client.wait(job_id, timeout_s=20)
+    job = service.client.wait(job_id, timeout_s=60)
     assert job.state == "cancelled"
     assert asked.step <= job.step <= asked.step + 1
     next_job = service.client.submit(service.request(num_inference_steps=1))
-    assert service.client.wait(next_job.id, timeout_s=20).state == "succeeded"
+    assert service.client.wait(next_job.id, timeout_s=60).state == "succeeded"

@@ -26,7 +26,7 @@ answers = []
 for name, args, options in json.loads(sys.argv[2]):
     answers.append(ask(name, *args, **options))
 if "job_id" in answers[0]:
-    for _ in range(200):
+    for _ in range(600):
         job = ask("mezzotint.job", answers[0]["job_id"])
         if job["state"] not in ("queued", "running"):
             break
