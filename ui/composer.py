@@ -14,6 +14,7 @@ from mezzotint.ui.connection import client
 from mezzotint.worker.errors import ServiceError
 
 FIELDS = tuple(words.LABELS)
+OF_THE_MODEL = ("width", "height", "num_inference_steps", "guidance_scale")
 EXAMPLES = ("a red apple", "a yellow taxi", "a smiling cat", "a blue heart", "a firefighter")
 REFUSED = "refused"
 """Session key of the last refusal: (field, its value then, sentence). It stands until the field changes."""
@@ -56,8 +57,8 @@ def submit(request: Mapping[str, Any]) -> None:
 def _default_model() -> str:
     offered = models.names()
     if not offered:
-        raise RequestError("model", "No model is installed; make one with `mezzotint export` and name its "
-                                    f"folder in {models.MODEL_VARIABLE}.")
+        raise RequestError("model", "No model is installed; make one from a training run with "
+                                    "`mezzotint export`.")
     chosen = st.session_state.get("model")
     return chosen if chosen in offered else offered[0]
 
@@ -152,8 +153,14 @@ def _settings(card: ModelCard, complaints: Mapping[str, str]) -> None:
         num_images={"value": 1, "step": 1},
     )
     if len(offered := models.names()) > 1:
-        st.selectbox("Model", offered, key="model", persist_state="session")
+        st.selectbox("Model", offered, key="model", persist_state="session", on_change=_forget_defaults)
     markup.complaint(complaints.get("model"))
+
+
+def _forget_defaults() -> None:
+    """Another model has other sizes and other best settings."""
+    for field in OF_THE_MODEL:
+        st.session_state.pop(field, None)
 
 
 def _number_pair(complaints: Mapping[str, str], **fields: Mapping[str, Any]) -> None:

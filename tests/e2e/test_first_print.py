@@ -12,7 +12,10 @@ from playwright.sync_api import Page, expect
 
 from mezzotint.sampling.media import read_metadata
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
+
+DRAWN_MS = 300_000
+"""How long the picture may take on a machine that does other work; alone it takes seconds."""
 
 
 def test_a_red_apple_typed_in_a_browser_comes_back_as_a_picture(
@@ -23,7 +26,7 @@ def test_a_red_apple_typed_in_a_browser_comes_back_as_a_picture(
     page.keyboard.type("a red apple")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".mz-words")).to_have_text("a red apple")
-    expect(page.locator(".mz-state")).to_contain_text("Done in", timeout=120_000)
+    expect(page.locator(".mz-state")).to_contain_text("Done in", timeout=DRAWN_MS)
     shown = page.locator("[class*='st-key-plate-']").get_by_alt_text("Picture 1: a red apple")
     expect(shown).to_be_visible()
     with page.expect_download() as download:

@@ -25,11 +25,21 @@ Draw = Callable[..., JobView]
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """A folder that describes a model with 64-pixel pictures and 32-pixel patches; it has no weights."""
-    folder = tmp_path / "small-model"
+    return str(describe_model(tmp_path / "small-model", sample_size=64, steps=4))
+
+
+def describe_model(folder: Path, *, sample_size: int, steps: int) -> Path:
     (folder / "transformer").mkdir(parents=True)
-    (folder / "model_index.json").write_text(json.dumps({"guidance_scale": 3.0, "num_inference_steps": 4}))
-    (folder / "transformer" / "config.json").write_text(json.dumps({"sample_size": 64, "patch_size": 32}))
-    return str(folder)
+    (folder / "model_index.json").write_text(json.dumps({"guidance_scale": 3.0, "num_inference_steps": steps}))
+    config = {"sample_size": sample_size, "patch_size": 32}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def larger_model(tmp_path: Path) -> str:
+    """The name of a model of the person's own, with 128-pixel pictures and 9 steps."""
+    return describe_model(tmp_path / "own-models" / "larger", sample_size=128, steps=9).name
 
 
 @pytest.fixture
@@ -38,6 +48,7 @@ def client(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("MEZZOTINT_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("MEZZOTINT_ENGINE", "null")
     monkeypatch.setenv("MEZZOTINT_MODEL", model)
+    monkeypatch.setenv("MEZZOTINT_MODELS_DIR", str(tmp_path / "own-models"))
     for name in ("BROKER_URL", "DATABASE_URL", "STORAGE_URL"):
         monkeypatch.delenv(f"MEZZOTINT_{name}", raising=False)
     connection.client.clear()

@@ -228,6 +228,17 @@ def test_use_these_settings_fills_the_composer_in(page: AppTest, client: Client)
     assert len(client.list().jobs) == 2
 
 
+def test_choosing_another_model_brings_its_size_and_steps(
+    larger_model: str, page: AppTest, client: Client
+) -> None:
+    page.number_input(key="num_images").set_value(2).run()
+    page.selectbox(key="model").select(larger_model).run()
+    assert [page.number_input(key=field).value for field in ("width", "height")] == [128, 128]
+    ask(page, "a larger one")
+    (job,) = client.list().jobs
+    assert (job.model, job.request["num_inference_steps"], job.request["num_images"]) == (larger_model, 9, 2)
+
+
 def test_without_a_model_the_page_says_how_to_get_one(
     client: Client, monkeypatch: pytest.MonkeyPatch, page: AppTest
 ) -> None:
