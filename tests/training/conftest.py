@@ -1,6 +1,7 @@
 """Small data, and settings of a network that trains in milliseconds."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,21 @@ def tiny_settings(tiny_data: Path) -> Callable[..., dict[str, Any]]:
         return given
 
     return settings
+
+
+@pytest.fixture
+def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a stand-in for npm first on PATH: fake_npm(shell), in which $PACKAGE is what is asked for and $DEST the
+    folder for the archive."""
+
+    def install(shell: str) -> None:
+        script = tmp_path / "fake-bin" / "npm"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(
+            "#!/bin/sh\n[ \"$1\" = pack ] || exit 99\nPACKAGE=$2\n"
+            "while [ $# -gt 0 ]; do [ \"$1\" = --pack-destination ] && DEST=$2; shift; done\n" + shell + "\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+
+    return install
