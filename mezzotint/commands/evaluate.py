@@ -85,6 +85,7 @@ def _report(
     result = evaluate_retrieval(draw, reference, extract, labels)
     if sheet:
         _save_sheet(result, sheet)
+    seconds = {"load": ready - start, **result.seconds, "total": time.perf_counter() - start}
     return {
         "model": {"name": model, "fingerprint": loaded.fingerprint},
         "retrieval": asdict(result.retrieval),
@@ -95,7 +96,7 @@ def _report(
         "gallery": _described(reference),
         "num_inference_steps": steps,
         "guidance_scale": guidance,
-        "seconds": {"load": ready - start, **result.seconds, "total": time.perf_counter() - start},
+        "seconds": {phase: round(s, 3) for phase, s in seconds.items()},
         **_machine(loaded.pipeline),
     }
 
