@@ -75,7 +75,8 @@ def open_data(path: str) -> Any:
     folder = Path(path)
     is_imagefolder = folder.is_dir() and any(folder.rglob("metadata.jsonl"))
     is_saved = (folder / "state.json").is_file()
-    if not is_imagefolder and not is_saved and (folder.exists() or path.count("/") != 1 or path.startswith(".")):
+    may_be_id = path.count("/") == 1 and not path.startswith((".", "/")) and not folder.exists()
+    if not (is_imagefolder or is_saved or may_be_id):
         raise ConfigError(f"data.path is {path}; {_WANTED}.")
     try:
         if is_saved:

@@ -18,7 +18,7 @@ def export(
     from mezzotint.commands.failure import fail
     from mezzotint.sampling.catalog import models_folder
 
-    if Path(name).name != name or name.startswith("."):
+    if not name or Path(name).name != name or name.startswith("."):
         fail(f"--name is {name!r}; it must be a plain folder name, such as emoji-256.")
     try:
         from mezzotint.training.export_run import export_run

@@ -211,7 +211,7 @@ def refused(path: object) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all", "nothing", "./a/b", "data/emoji-that-is-not-there"])
+@pytest.mark.parametrize("path", ["/nowhere", "/nowhere/at/all", "nothing", "./a/b", "data/emoji-that-is-not-there"])
 def test_a_missing_folder_is_named_with_what_it_must_be(path: str) -> None:
     assert "folder of pictures with metadata.jsonl" in refused(path)
 
