@@ -37,7 +37,8 @@ class Database:
     """An engine with two kinds of transaction. Safe to share between threads, not between processes."""
 
     def __init__(self, url: str) -> None:
-        """Raises SettingsError when the address cannot be used; connects on first use."""
+        """Connects on first use. Raises SettingsError when the address cannot be used, and DatabaseUnavailable
+        when the folder of a SQLite file cannot be made."""
         self.engine = _open(url)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._writer = self.engine.execution_options(writing=True)
@@ -99,7 +100,13 @@ def _open_sqlite(file: str | None, url: str) -> Engine:
         raise SettingsError(
             f"MEZZOTINT_DATABASE_URL is {url!r}; give the path of a file, for other processes must see it."
         )
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseUnavailable(
+            f"the folder of the database {file} cannot be made ({error.strerror}); set MEZZOTINT_DATABASE_URL "
+            "or MEZZOTINT_DATA_DIR to a place that can be written."
+        ) from None
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -76,7 +76,8 @@ def _broker(settings: Settings) -> Part:
 def _worker(settings: Settings, queue: str) -> Part:
     events, queues = Events(settings), parse_queues(queue)
     name = "worker" if queue == "image" else queue
-    command = [sys.executable, "-m", "mezzotint", "worker", "--queues", queue]
+    # -P: a stray file in the folder that `up` was started from must not stand in for a library.
+    command = [sys.executable, "-P", "-m", "mezzotint", "worker", "--queues", queue]
     return Part(
         name=name,
         start=lambda: Child(name, command, environment=settings.environment()),

@@ -135,6 +135,12 @@ def test_a_database_that_does_not_answer_is_told_in_one_sentence() -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_database_whose_folder_cannot_be_made_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatabaseUnavailable, match="cannot be made"):
+        Database(f"sqlite:///{tmp_path}/file/below/jobs.db")
+
+
 @pytest.mark.parametrize("url", ["mysql://host/jobs", "sqlite://", "nonsense", "sqlite:///:memory:"])
 def test_an_address_of_no_usable_database_is_a_settings_error(url: str) -> None:
     with pytest.raises(SettingsError, match="MEZZOTINT_DATABASE_URL is"):
