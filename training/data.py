@@ -148,8 +148,8 @@ class TextTable:
         tensors = _read_cache(cache, key)
         if tensors is None:
             encoded = encoder.encode_many(list(self.numbers), max_tokens)
-            tensors = {"tokens": encoded.tokens.to(torch.bfloat16), "pooled": encoded.pooled.to(torch.bfloat16),
-                       "mask": encoded.mask}
+            tensors = {"tokens": encoded.tokens.to("cpu", torch.bfloat16),
+                       "pooled": encoded.pooled.to("cpu", torch.bfloat16), "mask": encoded.mask.cpu()}
             _write_cache(cache, key, tensors)
         self.tokens, self.pooled, self.mask = tensors["tokens"], tensors["pooled"], tensors["mask"]
 

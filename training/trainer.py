@@ -50,7 +50,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         use_all_cores(self.accelerator)
         _make_folder(output)
-        self.encoder = TextEncoder(EMBEDDED)
+        self.encoder = TextEncoder(EMBEDDED, self.device)
         _check_fit(config, self.encoder)
         with self.accelerator.main_process_first():  # the others take up what it has unpacked and encoded
             self.data = PictureData(config.data, config.model.sample_size)
@@ -72,7 +72,7 @@ class Trainer:
     def _build_network(self, init_from: str | None) -> None:
         found = list_checkpoints(self.output)
         torch.manual_seed(self.config.seed)
-        network = _fresh_network(self.config, None if found else init_from)
+        network = _cast(_fresh_network(self.config, None if found else init_from), self.device, torch.float32)
         self.optimizer = MasterOptimizer(network, self.config.optim)
         _cast(network, self.device, DTYPES[self.config.dtype])
         if self.config.gradient_checkpointing:

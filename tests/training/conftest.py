@@ -43,11 +43,12 @@ def make_imagefolder() -> Callable[[Path, list[Picture]], Path]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Neither the person's cache of unpacked data nor the network, here and in what is started from here."""
+    """A cache of their own for unpacked data, no network and a CPU: here and in what is started from here."""
     with pytest.MonkeyPatch.context() as patch:
         cache = tmp_path_factory.mktemp("datasets-cache")
         patch.setenv("HF_DATASETS_CACHE", str(cache))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("ACCELERATE_USE_CPU", "true")  # exact equality is asked for, on whatever machine
         import datasets
 
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
