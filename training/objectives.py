@@ -41,7 +41,7 @@ def velocity_loss(
 
 def _mean_square(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean of squares of the difference a picture [B], fp32."""
-    return _MeanSquare.apply(prediction, target)  # type: ignore[no-untyped-call]
+    return _MeanSquare.apply(prediction, target)
 
 
 class _MeanSquare(torch.autograd.Function):

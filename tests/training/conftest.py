@@ -96,3 +96,16 @@ def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
 
     return install
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Any:
+    """Networks so small gain nothing from threads, and on a busy machine the threads wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mezzotint.training.hardware.num_cores", lambda: 1)
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)

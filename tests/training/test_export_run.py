@@ -19,6 +19,8 @@ from mezzotint.training.checkpoint import list_checkpoints, load_checkpoint
 from mezzotint.training.config import from_mapping
 from mezzotint.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Callable[..., dict[str, Any]]) -> Path:

@@ -11,6 +11,8 @@ from mezzotint.dit.model import DiT
 from mezzotint.training.config import OptimConfig
 from mezzotint.training.optim import MasterOptimizer, is_muon_parameter, learning_rate_factor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Network(nn.Module):
     """Names as in a DiT: a Linear inside a block, and others outside."""

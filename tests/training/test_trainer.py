@@ -18,6 +18,8 @@ from mezzotint.training.export_run import export_run
 from mezzotint.training.metrics_log import MetricsLog, read_metrics
 from mezzotint.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Settings = Callable[..., dict[str, Any]]
 
 
