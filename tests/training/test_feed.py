@@ -45,7 +45,8 @@ def test_workers_outlive_a_stop_sent_to_the_whole_group(tiny_data: Path) -> None
     from torch.multiprocessing import active_children
 
     running = feed(tiny_data, range(1000), 2)
-    next(running)
+    # Workers take the batches in turn: with two here, both have come up and set their signals aside.
+    assert [len(next(running)[0]) for _ in range(2)] == [4, 4]
     workers = active_children()
     assert len(workers) == 2
     for worker in workers:
