@@ -9,10 +9,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.multiprocessing import active_children
 
 from mezzotint.training.config import ConfigError, DataConfig
 from mezzotint.training.data import PictureData, StepSampler
 from mezzotint.training.feed import Batch, batches
+
+
+@pytest.fixture(autouse=True)
+def no_worker_outlives_its_test() -> Iterator[None]:
+    """Workers do not end on SIGTERM, so one that a failed test left would keep the whole session waiting."""
+    yield
+    for worker in active_children():
+        worker.kill()
 
 
 def feed(path: Path, steps: range, num_workers: int) -> Iterator[Batch]:
@@ -42,8 +51,6 @@ def test_the_process_own_generator_is_left_alone(tiny_data: Path) -> None:
 
 
 def test_workers_outlive_a_stop_sent_to_the_whole_group(tiny_data: Path) -> None:
-    from torch.multiprocessing import active_children
-
     running = feed(tiny_data, range(1000), 2)
     # Workers take the batches in turn: with two here, both have come up and set their signals aside.
     assert [len(next(running)[0]) for _ in range(2)] == [4, 4]
