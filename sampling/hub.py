@@ -8,6 +8,7 @@ import torch
 
 from mezzotint.sampling.catalog import ModelCard, find_model
 from mezzotint.sampling.pipeline import Pipeline
+from mezzotint.sampling.text import TextEncoder
 
 MAX_LOADED = 2
 """Models kept in memory; the one used longest ago goes first."""
@@ -45,7 +46,8 @@ class Hub:
 
     def _load(self, name: str) -> Pipeline:
         pipeline = Pipeline.from_pretrained(name, dtype=self.dtype).to(self.device)
-        pipeline.text_encoder  # noqa: B018 - loaded here, so that drawing is not the slower for it
+        # Loaded here, so that the first drawing is not the slower for it.
+        pipeline.use_text_encoder(TextEncoder(pipeline.config.text_encoder_name, self.device))
         return pipeline
 
 
