@@ -44,13 +44,13 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Norm, modulation, and a Linear from each image token to its patch of values."""
+    """Norm, modulation, and a Linear from each image token to the values (or components) of its patch."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm = make_norm(config)
         self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.in_channels * config.patch_size**2)
+        self.linear = nn.Linear(config.hidden_size, config.output_values)
 
     def forward(self, x_BNC: Tensor, condition_BC: Tensor) -> Tensor:
         shift, scale = self.modulation(condition_BC).chunk(2, dim=1)

@@ -11,12 +11,14 @@ TextConditioning = Literal["joint", "cross"]
 Norm = Literal["layer", "rms"]
 Mlp = Literal["gelu", "swiglu"]
 Prediction = Literal["x", "v"]
+PatchSpace = Literal["pixels", "components"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "text_conditioning": ("joint", "cross"),
     "norm": ("layer", "rms"),
     "mlp": ("gelu", "swiglu"),
     "prediction": ("x", "v"),
+    "patch_space": ("pixels", "components"),
 }
 
 
@@ -28,6 +30,8 @@ class DiTConfig:
     patch_size: side of a patch in pixels.
     patch_bottleneck: width between a raw patch and the hidden size; 0 leaves the bottleneck out
         (JiT, arXiv 2511.13720: large patches lie near a low-dimensional manifold).
+    patch_space: "pixels" reads and writes every value of a patch; "components" works on patch_bottleneck
+        principal components of the training patches, each scaled by its own deviation (see components.py).
     text_size: width of one text token as the text encoder gives it.
     max_text_tokens: text tokens that the network reads; the pooled text vector sees the whole prompt.
     text_conditioning: "joint" puts text and image tokens in one sequence; "cross" lets image tokens
@@ -42,6 +46,7 @@ class DiTConfig:
     in_channels: int = 3
     patch_size: int = 32
     patch_bottleneck: int = 128
+    patch_space: PatchSpace = "pixels"
     hidden_size: int = 320
     num_layers: int = 12
     num_heads: int = 5
@@ -69,16 +74,36 @@ class DiTConfig:
             raise ValueError(
                 f"sample_size is {self.sample_size}; it must be a multiple of patch_size {self.patch_size}."
             )
+        if self.patch_space == "components":
+            self._check_components()
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; it must be a multiple of 4 * num_heads = "
                 f"{4 * self.num_heads}, since each head turns in pairs over rows and columns."
             )
 
+    def _check_components(self) -> None:
+        if not 0 < self.patch_bottleneck <= self.patch_values:
+            raise ValueError(
+                f"patch_bottleneck is {self.patch_bottleneck}; with patch_space components it must be from 1 to "
+                f"{self.patch_values}, the values of a patch."
+            )
+        if self.prediction != "x":
+            raise ValueError(f"prediction is {self.prediction!r}; with patch_space components it must be x.")
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Take the known keys of a transformer/config.json; diffusers' own (`_class_name`) are passed over."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    @property
+    def patch_values(self) -> int:
+        return self.in_channels * self.patch_size**2
+
+    @property
+    def output_values(self) -> int:
+        """Numbers that the last layer returns for a patch."""
+        return self.patch_bottleneck if self.patch_space == "components" else self.patch_values
 
     @property
     def head_dim(self) -> int:

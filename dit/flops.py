@@ -9,7 +9,7 @@ def forward_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int
     return (
         _embedding_flops(config, num_image_tokens, text)
         + config.num_layers * block_flops(config, num_image_tokens, text)
-        + 2 * num_image_tokens * config.hidden_size * _patch_values(config)
+        + _output_flops(config, num_image_tokens)
     )
 
 
@@ -26,16 +26,19 @@ def block_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int) 
     return attention + mlp
 
 
-def _patch_values(config: DiTConfig) -> int:
-    return config.in_channels * config.patch_size**2
+def _output_flops(config: DiTConfig, num_image_tokens: int) -> int:
+    last = 2 * num_image_tokens * config.hidden_size * config.output_values
+    if config.patch_space == "components":
+        last += 2 * num_image_tokens * config.patch_bottleneck * config.patch_values
+    return last
 
 
 def _embedding_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int) -> int:
     c = config.hidden_size
     if config.patch_bottleneck:
-        patches = 2 * num_image_tokens * config.patch_bottleneck * (_patch_values(config) + c)
+        patches = 2 * num_image_tokens * config.patch_bottleneck * (config.patch_values + c)
     else:
-        patches = 2 * num_image_tokens * _patch_values(config) * c
+        patches = 2 * num_image_tokens * config.patch_values * c
     text = 2 * num_text_tokens * config.text_size * c
     # time MLP (256 -> C -> C), pooled text MLP (text -> C -> C), shared modulation table (C -> 6C), final (C -> 2C)
     condition = 2 * (256 * c + c * c) + 2 * (config.text_size * c + c * c) + 2 * c * 8 * c

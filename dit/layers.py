@@ -59,8 +59,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        values = config.in_channels * config.patch_size**2
-        bottleneck = config.patch_bottleneck
+        values, bottleneck = config.patch_values, config.patch_bottleneck
         self.down = nn.Linear(values, bottleneck, bias=False) if bottleneck else nn.Identity()
         self.up = nn.Linear(bottleneck or values, config.hidden_size)
 

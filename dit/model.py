@@ -14,7 +14,8 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
 from mezzotint.dit.blocks import Block, FinalLayer
-from mezzotint.dit.config import DiTConfig, Mlp, Norm, Prediction, TextConditioning
+from mezzotint.dit.components import PatchComponents
+from mezzotint.dit.config import DiTConfig, Mlp, Norm, PatchSpace, Prediction, TextConditioning
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
 from mezzotint.dit.positions import rope_table
 
@@ -35,6 +36,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         in_channels: int = 3,
         patch_size: int = 32,
         patch_bottleneck: int = 128,
+        patch_space: PatchSpace = "pixels",
         hidden_size: int = 320,
         num_layers: int = 12,
         num_heads: int = 5,
@@ -52,7 +54,9 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> None:
         super().__init__()
         self.shape = shape = DiTConfig.from_mapping(self.config)
-        self.patch_embed = PatchEmbed(shape)
+        in_components = shape.patch_space == "components"
+        self.components = PatchComponents(shape) if in_components else None
+        self.patch_embed = nn.Linear(patch_bottleneck, hidden_size) if in_components else PatchEmbed(shape)
         self.text_embed = nn.Linear(text_size, hidden_size)
         self.time_embed = VectorEmbed(256, hidden_size)
         self.pooled_embed = VectorEmbed(text_size, hidden_size)
@@ -78,7 +82,10 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for linear in (self.modulation, self.final.modulation, self.final.linear):
             nn.init.zeros_(linear.weight)
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None = None, *,
+        in_components: bool = False,
+    ) -> Tensor:
         """Predict.
 
         x: noisy pictures [B, c, H, W]; H and W multiples of patch_size.
@@ -87,10 +94,31 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         pooled: mean of the text tokens [B, T]; zero without a prompt.
         text_mask: bool [B, L], True where a token counts; used by cross-attention only. A row without any
             token attends to its padding, as the joint sequence does.
+        in_components: x and the result are maps of components [B, K, H / patch_size, W / patch_size] as
+            `components.analyse` makes them, fp32: the arithmetic of training, where noise and loss need no pixels.
         Returns [B, c, H, W] in the network's dtype.
         """
+        if self.components is not None:
+            maps = x if in_components else self.components.analyse(x)
+            predicted = self._predict_maps(self.components, maps, t, text, pooled, text_mask)
+            return predicted if in_components else self.components.synthesise(predicted)
         grid = self.shape.grid(x.shape[-2], x.shape[-1])
         tokens = self.patch_embed(patchify(x.to(self.dtype), self.shape.patch_size), self._input_scale(t))
+        return unpatchify(self._transform(tokens, grid, t, text, pooled, text_mask), grid, self.shape.patch_size)
+
+    def _predict_maps(self, components: PatchComponents, maps: Tensor, t: Tensor, *text: Tensor | None) -> Tensor:
+        grid = (maps.shape[-2], maps.shape[-1])
+        noisy_BNK = maps.flatten(2).transpose(1, 2)
+        input_scale, kept, answer_scale = components.scales(t, self.shape.noise_scale)
+        tokens = self.patch_embed((noisy_BNK * input_scale).to(self.dtype))
+        answer_BNK = self._transform(tokens, grid, t, *text)
+        clean_BNK = torch.addcmul(noisy_BNK * kept, answer_BNK.float(), answer_scale)
+        return clean_BNK.transpose(1, 2).unflatten(2, grid)
+
+    def _transform(
+        self, tokens: Tensor, grid: tuple[int, int], t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None
+    ) -> Tensor:
+        """Embedded image tokens [B, N, C] to what the last layer says of each patch."""
         words = self.text_embed(text.to(self.dtype))
         condition = self._condition(t, pooled)
         joint = self.shape.text_conditioning == "joint"
@@ -101,8 +129,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         shared = self.modulation(condition).unflatten(1, (6, -1))
         for block in self.blocks:
             tokens = self._run(block, tokens, shared, cos, sin, *side)
-        patches = self.final(tokens[:, num_text:], condition)
-        return unpatchify(patches, grid, self.shape.patch_size)
+        return self.final(tokens[:, num_text:], condition)
 
     def _input_scale(self, t: Tensor) -> Tensor:
         """One over the standard deviation of a picture at its noise time [B] (EDM's c_in)."""

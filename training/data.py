@@ -53,6 +53,11 @@ class PictureData:
             self._cache[index] = self._decode(index)
         return self._cache[index]
 
+    def sample(self, count: int) -> Tensor:
+        """At most `count` pictures spread evenly over the set, uint8 [n, 3, S, S]."""
+        stride = max(1, -(-len(self) // count))
+        return torch.stack([self.picture(i) for i in range(0, len(self), stride)])
+
     def _decode(self, index: int) -> Tensor:
         try:
             return load_picture(self.rows[index]["image"], self.sample_size)

@@ -34,6 +34,9 @@ from mezzotint.training.optim import MasterOptimizer, learning_rate_factor
 from mezzotint.training.randomness import generator_for, global_random_state, restore_global_random_state
 from mezzotint.training.sample_grid import save_sample_grid
 
+PICTURES_FOR_COMPONENTS = 1024
+"""Pictures whose patches the principal components are taken from, spread evenly over the data set."""
+
 
 class Trainer:
     """A run in a folder: metrics.jsonl, config.yaml, samples/*.png, checkpoints/step-*."""
@@ -73,6 +76,8 @@ class Trainer:
         found = list_checkpoints(self.output)
         torch.manual_seed(self.config.seed)
         network = _cast(_fresh_network(self.config, None if found else init_from), self.device, torch.float32)
+        if network.components is not None and not found and init_from is None:
+            network.components.fit(self.data.sample(PICTURES_FOR_COMPONENTS).float().div_(127.5).sub_(1))
         self.optimizer = MasterOptimizer(network, self.config.optim)
         _cast(network, self.device, DTYPES[self.config.dtype])
         if self.config.gradient_checkpointing:
@@ -157,13 +162,19 @@ class Trainer:
         numbers = draw_captions([self.data.captions[i] for i in indices], self.table, config.data, generator)
         t = draw_t(len(indices), config.objective, generator).to(self.device)
         x = pictures.to(self.device).float().div_(127.5).sub_(1)
+        components = self.network.components
+        if components is not None:  # noise and loss are the same there, of fewer numbers
+            x = components.analyse(x)
         noise = torch.randn(x.shape, generator=generator).mul_(config.model.noise_scale).to(self.device)
         text, pooled, mask = (part.to(self.device) for part in self.table.batch(numbers))
-        prediction = self.wrapped(add_noise(x, t, noise), t, text, pooled, mask)
+        prediction = self.wrapped(
+            add_noise(x, t, noise), t, text, pooled, mask, in_components=components is not None
+        )
         losses = velocity_loss(
             prediction, x, noise, t, kind=config.model.prediction, min_t=config.objective.min_t
         )
-        loss = losses.mean()
+        # Per pixel value, also where the difference was taken in components.
+        loss = losses.mean() * (config.model.output_values / config.model.patch_values)
         self.accelerator.backward(loss)
         factor = learning_rate_factor(self.step, config.max_steps, config.optim)
         norm = self.optimizer.step(factor, self.step)

@@ -18,6 +18,7 @@ SMALL = DiTConfig(
 CONFIGS = {
     "as in the experiments": SMALL,
     "without a bottleneck": replace(SMALL, patch_bottleneck=0),
+    "components": replace(SMALL, patch_space="components"),
     "swiglu": replace(SMALL, mlp="swiglu"),
     "rms": replace(SMALL, norm="rms"),
     "cross-attention to text": replace(SMALL, text_conditioning="cross"),

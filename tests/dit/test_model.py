@@ -23,6 +23,7 @@ VARIANTS = {
     "no bottleneck": replace(SMALL, patch_bottleneck=0),
     "no qk-norm": replace(SMALL, qk_norm=False),
     "predicts velocity": replace(SMALL, prediction="v"),
+    "components": replace(SMALL, patch_space="components"),
 }
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 

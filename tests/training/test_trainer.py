@@ -12,10 +12,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from mezzotint.dit.layers import patchify
 from mezzotint.training.checkpoint import list_checkpoints, load_checkpoint
 from mezzotint.training.config import ConfigError, from_mapping
+from mezzotint.training.data import draw_captions
 from mezzotint.training.export_run import export_run
 from mezzotint.training.metrics_log import MetricsLog, read_metrics
+from mezzotint.training.objectives import draw_t
+from mezzotint.training.randomness import generator_for
 from mezzotint.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,6 +103,50 @@ def test_noise_scale_enters_what_the_network_sees(tmp_path: Path, tiny_settings:
         measured.append(metrics[0]["loss"])
     pictures = 1 / 3  # of uniform noise in [-1, 1]
     assert measured == pytest.approx([2.0**2 + pictures, 6.0**2 + pictures], rel=0.02)
+
+
+def test_a_run_in_components_takes_them_from_its_pictures_and_keeps_them(
+    tmp_path: Path, tiny_settings: Settings
+) -> None:
+    settings = tiny_settings(max_steps=3, model={"patch_space": "components", "patch_bottleneck": 40})
+    trainer = Trainer(from_mapping(settings), tmp_path)
+    components = trainer.network.components
+    assert components is not None
+    patches = patchify(trainer.data.sample(100).float() / 127.5 - 1, 8).flatten(0, 1)
+    singular = torch.linalg.svdvals(patches)[:40] / len(patches) ** 0.5
+    torch.testing.assert_close(components.deviation, singular[: len(components.deviation)], rtol=1e-3, atol=1e-3)
+    before = {name: p.clone() for name, p in components.named_parameters()}
+    trainer.run()
+    saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    for name, p in before.items():
+        assert torch.equal(saved.masters[f"components.{name}"], p)
+        assert torch.equal(saved.ema[f"components.{name}"], p)
+    again = Trainer(from_mapping(settings), tmp_path)
+    assert again.step == 3
+    assert torch.equal(again.network.components.basis, before["basis"])  # type: ignore[union-attr]
+
+
+def test_the_loss_in_components_is_that_of_pixels(tmp_path: Path, tiny_settings: Settings) -> None:
+    """A fresh network keeps the best linear guess of each component; here its error is taken over raw pixels."""
+    model = {"patch_space": "components", "patch_bottleneck": 192}  # all of an 8 x 8 patch, so nothing is lost
+    trainer = Trainer(from_mapping(tiny_settings(batch_size=16, model=model)), tmp_path)
+    components = trainer.network.components
+    assert components is not None
+    basis, deviation = components.basis.double(), components.deviation.double()
+    indices = trainer.sampler.indices(0)
+    pictures = torch.stack([trainer.data.picture(i) for i in indices])
+    loss, _, _ = trainer.train_step(indices, pictures)
+
+    generator = generator_for(0, 0)
+    draw_captions([trainer.data.captions[i] for i in indices], trainer.table, trainer.config.data, generator)
+    t = draw_t(16, trainer.config.objective, generator).double().view(16, 1, 1)
+    noise = (torch.randn(16, 192, 4, 4, generator=generator) * 2.0).double().flatten(2).transpose(1, 2)
+    x = patchify(pictures.double() / 127.5 - 1, 8)
+    noisy = (1 - t) * x @ basis + t * noise
+    variance = deviation.square()
+    guess = noisy * variance * (1 - t) / (variance * (1 - t).square() + (2 * t).square())
+    error = (guess @ basis.T - x).square().mean(dim=(1, 2)) / t.flatten().clamp(min=0.05).square()
+    assert loss == pytest.approx(float(error.mean()), rel=1e-3)
 
 
 def test_a_finished_run_is_left_as_it_is(run: Path, tiny_settings: Settings) -> None:
