@@ -1,0 +1,266 @@
+"""BlockLayout: which blocks of keys each block of queries sees.
+
+Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys, M list width.
+"""
+
+import dataclasses
+from dataclasses import InitVar, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.kernels import layout_check as check
+from mezzotint.kernels import layout_conversion as convert
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class BlockLayout:
+    """An immutable list of kept key blocks for every query block: tensors only, moved between devices by `to`.
+
+    Key j counts for query i where j's block is in the list of i's block, i is among the first q_len tokens of its
+    block and j among the first k_len tokens of its own.
+
+    Args:
+        block_q, block_k: tokens a block of queries and of keys: 16, 32, 64 or 128; they may differ.
+        num_q, num_k: tokens, padding of tiles included. The last block may be ragged.
+        kv_num: int32 [Bx, Hx, NQ], how many entries of each list count.
+        kv_idx: int32 [Bx, Hx, NQ, M], blocks of keys, strictly ascending; what follows the first kv_num is set to 0.
+        q_len, k_len: int32 [NQ], [NK], valid tokens of each block; None where every block is whole.
+        perm: int64 [num_q], the caller's token at each position: x_tiled = x[..., perm, :]. Positions of padding name
+            any token.
+        inv_perm: int64 [tokens], each caller's token's position: x = x_tiled[..., inv_perm, :].
+        validate: False skips the checks that read tensors back from the device, for builders that are right by
+            construction.
+
+    Raises:
+        ValueError: wrong shapes, dtypes or devices; counts or indices out of range; unsorted or repeated indices.
+    """
+
+    block_q: int
+    block_k: int
+    num_q: int
+    num_k: int
+    kv_num: Tensor
+    kv_idx: Tensor
+    q_len: Tensor | None = None
+    k_len: Tensor | None = None
+    perm: Tensor | None = None
+    inv_perm: Tensor | None = None
+    validate: InitVar[bool] = True
+    _cache: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self, validate: bool) -> None:
+        check.check_sizes(self.block_q, self.block_k, self.num_q, self.num_k)
+        check.check_tensor("kv_num", self.kv_num, torch.int32, (None, None, self.num_q_blocks))
+        batch, heads, rows = self.kv_num.shape
+        check.check_tensor("kv_idx", self.kv_idx, torch.int32, (batch, heads, rows, None))
+        check.check_device("kv_idx", self.kv_idx, self.device)
+        self._check_lengths(validate)
+        self._check_order(validate)
+        if validate:
+            check.check_lists(self.kv_num, self.kv_idx, self.num_k_blocks)
+            listed = torch.arange(self.kv_idx.shape[-1], device=self.device) < self.kv_num[..., None]
+            object.__setattr__(self, "kv_idx", torch.where(listed, self.kv_idx, 0).contiguous())
+            object.__setattr__(self, "kv_num", self.kv_num.contiguous())
+
+    def _check_lengths(self, validate: bool) -> None:
+        for name, lengths, blocks, whole in (
+            ("q_len", self.q_len, self.num_q_blocks, (self.num_q, self.block_q)),
+            ("k_len", self.k_len, self.num_k_blocks, (self.num_k, self.block_k)),
+        ):
+            if lengths is None:
+                continue
+            check.check_tensor(name, lengths, torch.int32, (blocks,))
+            check.check_device(name, lengths, self.device)
+            if validate:
+                check.check_lengths(name, lengths, convert.whole_lengths(*whole, self.device))
+
+    def _check_order(self, validate: bool) -> None:
+        if self.perm is None and self.inv_perm is None:
+            return
+        if self.num_q != self.num_k:
+            raise ValueError(f"num_k is {self.num_k}; expected {self.num_q}, num_q, since perm orders both")
+        check.check_tensor("perm", self.perm, torch.int64, (self.num_q,))
+        check.check_tensor("inv_perm", self.inv_perm, torch.int64, (None,))
+        for name, value in (("perm", self.perm), ("inv_perm", self.inv_perm)):
+            if value is not None:  # None is refused above; the type checker does not know
+                check.check_device(name, value, self.device)
+        if validate and self.perm is not None and self.inv_perm is not None:
+            check.check_order(self.perm, self.inv_perm)
+
+    @classmethod
+    def from_dense(
+        cls, mask: Tensor, *, block_q: int, block_k: int, num_q: int, num_k: int, width: int | None = None, **rest: Any
+    ) -> "BlockLayout":
+        """A layout from one bool a pair of blocks.
+
+        mask bool [Bx, Hx, ceil(num_q / block_q), ceil(num_k / block_k)]. `width`, where the longest list is known,
+        spares a read back from the device; a longer list then raises only where the layout is validated. `rest` goes
+        to the constructor (q_len, k_len, perm, inv_perm, validate). Raises ValueError as the constructor does.
+        """
+        check.check_sizes(block_q, block_k, num_q, num_k)
+        check.check_tensor("mask", mask, torch.bool, (None, None, -(-num_q // block_q), -(-num_k // block_k)))
+        kv_num, kv_idx = convert.lists_from_dense(mask, width)
+        sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "num_q": num_q, "num_k": num_k}
+        return cls(**sizes, kv_num=kv_num, kv_idx=kv_idx, **rest)
+
+    @classmethod
+    def from_csr(
+        cls,
+        row_ptr: Tensor,
+        col_idx: Tensor,
+        *,
+        block_q: int,
+        block_k: int,
+        num_q: int,
+        num_k: int,
+        batch: int = 1,
+        heads: int = 1,
+        **rest: Any,
+    ) -> "BlockLayout":
+        """A layout from compressed rows over batch, heads and blocks of queries, in that order.
+
+        row_ptr int [batch * heads * NQ + 1], col_idx int [nonzeros], ascending within a row. Raises ValueError for
+        pointers that do not describe col_idx, and as the constructor does.
+        """
+        check.check_sizes(block_q, block_k, num_q, num_k)
+        kv_num, kv_idx = convert.lists_from_csr(row_ptr, col_idx, (batch, heads, -(-num_q // block_q)))
+        sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "num_q": num_q, "num_k": num_k}
+        return cls(**sizes, kv_num=kv_num, kv_idx=kv_idx, **rest)
+
+    @classmethod
+    def from_block_mask(cls, block_mask: "BlockMask", *, partial: str = "refuse") -> "BlockLayout":
+        """A layout from FlexAttention's BlockMask.
+
+        Partial blocks are taken where their mask_mod only leaves out the last tokens of blocks (q_len and k_len then
+        say so). Otherwise `partial` decides: "refuse" raises ValueError, "whole" keeps each partial block whole, which
+        is a larger mask than the one given.
+        """
+        if partial not in ("refuse", "whole"):
+            raise ValueError(f'partial is {partial!r}; expected "refuse" or "whole"')
+        (block_q, block_k), (num_q, num_k) = block_mask.BLOCK_SIZE, block_mask.seq_lengths
+        check.check_sizes(block_q, block_k, num_q, num_k)
+        dense, partials = convert.dense_from_block_mask(block_mask)
+        q_len = k_len = None
+        if partial == "refuse" and bool(partials.any()):
+            q_len, k_len = convert.lengths_from_block_mask(block_mask, dense, partials)
+        sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "num_q": num_q, "num_k": num_k}
+        return cls.from_dense(dense, **sizes, q_len=q_len, k_len=k_len)
+
+    @classmethod
+    def full(
+        cls, *, block_q: int, block_k: int, num_q: int, num_k: int, device: torch.device | str | None = None
+    ) -> "BlockLayout":
+        """Every block of queries sees every block of keys: dense attention."""
+        check.check_sizes(block_q, block_k, num_q, num_k)
+        shape = (1, 1, -(-num_q // block_q), -(-num_k // block_k))
+        mask = torch.ones(shape, dtype=torch.bool, device=device)
+        sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "num_q": num_q, "num_k": num_k}
+        return cls.from_dense(mask, **sizes, width=shape[-1], validate=False)
+
+    @property
+    def num_q_blocks(self) -> int:
+        """Blocks of queries, NQ."""
+        return -(-self.num_q // self.block_q)
+
+    @property
+    def num_k_blocks(self) -> int:
+        """Blocks of keys, NK."""
+        return -(-self.num_k // self.block_k)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the lists are."""
+        return self.kv_num.device
+
+    def to(self, device: torch.device | str) -> "BlockLayout":
+        """The same layout on another device; itself where it is there already."""
+        moved = {name: value.to(device) for name, value in self._tensors().items()}
+        if all(moved[name] is value for name, value in self._tensors().items()):
+            return self
+        return dataclasses.replace(self, **moved, validate=False)
+
+    def q_lengths(self) -> Tensor:
+        """Valid tokens of each block of queries, int32 [NQ]; the ragged last block counted as it is."""
+        return convert.whole_lengths(self.num_q, self.block_q, self.device) if self.q_len is None else self.q_len
+
+    def k_lengths(self) -> Tensor:
+        """Valid tokens of each block of keys, int32 [NK]; the ragged last block counted as it is."""
+        return convert.whole_lengths(self.num_k, self.block_k, self.device) if self.k_len is None else self.k_len
+
+    def to_dense(self) -> Tensor:
+        """One bool a pair of blocks, [Bx, Hx, NQ, NK]."""
+        return convert.dense_from_lists(self.kv_num, self.kv_idx, self.num_k_blocks)
+
+    def token_mask(self) -> Tensor:
+        """One bool a pair of tokens, [Bx, Hx, num_q, num_k]: for references and tests, memory in num_q * num_k."""
+        blocks = (self.block_q, self.block_k)
+        tokens = convert.expand_to_tokens(self.to_dense(), self.q_lengths(), self.k_lengths(), blocks)
+        return tokens[..., : self.num_q, : self.num_k]
+
+    def to_csr(self) -> tuple[Tensor, Tensor]:
+        """Compressed rows over batch, heads and blocks of queries: row_ptr int64 [Bx * Hx * NQ + 1], col_idx int32."""
+        return convert.csr_from_lists(self.kv_num, self.kv_idx)
+
+    def to_block_mask(self) -> "BlockMask":
+        """FlexAttention's BlockMask of the same token pairs, right for eager as for compiled calls (not the order)."""
+        whole = (
+            convert.whole_lengths(self.num_q, self.block_q, self.device),
+            convert.whole_lengths(self.num_k, self.block_k, self.device),
+        )
+        blocks = (self.block_q, self.block_k)
+        return convert.make_block_mask(self.to_dense(), self.q_lengths(), self.k_lengths(), whole, blocks)
+
+    def transpose(self) -> tuple[Tensor, Tensor]:
+        """The blocks of queries that see each block of keys: (q_num int32 [Bx, Hx, NK], q_idx int32 [Bx, Hx, NK, M']).
+
+        Sorted ascending, so always the same; entries past q_num are 0. Computed once and kept.
+        """
+        if "transpose" not in self._cache:
+            self._cache["transpose"] = convert.lists_from_dense(self.to_dense().transpose(-1, -2))
+        return self._cache["transpose"]
+
+    def kept_pairs(self) -> int:
+        """Token pairs (query, key) that count, over the layout's own Bx and Hx. Computed once and kept."""
+        if "kept_pairs" not in self._cache:
+            listed = torch.arange(self.kv_idx.shape[-1], device=self.device) < self.kv_num[..., None]
+            keys = torch.where(listed, self.k_lengths().long()[self.kv_idx.long()], 0).sum(-1)
+            self._cache["kept_pairs"] = int((keys * self.q_lengths()).sum())
+        return self._cache["kept_pairs"]
+
+    def density(self) -> float:
+        """Kept token pairs over all pairs of valid tokens, 0 to 1 (0 where no token is valid)."""
+        valid = int(self.q_lengths().sum()) * int(self.k_lengths().sum()) * self.kv_num.shape[0] * self.kv_num.shape[1]
+        return self.kept_pairs() / valid if valid else 0.0
+
+    def flops(self, head_dim: int, value_dim: int | None = None, heads: int = 1, batch: int = 1) -> int:
+        """Multiplications and additions of one forward: 2 * (head_dim + value_dim) a kept token pair.
+
+        QK^T and PV are counted, the softmax is not. `heads` and `batch` count the query heads and sequences that share
+        a layout of size 1 there; where the layout has its own, they must be left at 1 or equal its size (ValueError).
+        """
+        copies = 1
+        for name, asked, own in (("heads", heads, self.kv_num.shape[1]), ("batch", batch, self.kv_num.shape[0])):
+            if asked < 1 or (own > 1 and asked not in (1, own)):
+                wanted = f"1 or {own}, as the layout has" if own > 1 else "at least 1"
+                raise ValueError(f"{name} is {asked}; expected {wanted}")
+            copies *= asked if own == 1 else 1
+        return 2 * (head_dim + (head_dim if value_dim is None else value_dim)) * self.kept_pairs() * copies
+
+    def bytes(self) -> int:
+        """Bytes of the tensors held, the transpose (built when first asked for) not counted."""
+        return sum(value.numel() * value.element_size() for value in self._tensors().values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        names = ("kv_num", "kv_idx", "q_len", "k_len", "perm", "inv_perm")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def __repr__(self) -> str:
+        return (
+            f"BlockLayout({self.num_q} x {self.num_k} tokens, blocks of {self.block_q} x {self.block_k}, "
+            f"lists {list(self.kv_idx.shape)} on {self.device})"
+        )

@@ -1,0 +1,93 @@
+"""Validation of block layouts: every error names the argument, its value and what was expected.
+
+Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys, M list width.
+"""
+
+import torch
+from torch import Tensor
+
+BLOCK_SIZES = (16, 32, 64, 128)
+
+
+def check_sizes(block_q: int, block_k: int, num_q: int, num_k: int) -> None:
+    """Refuse block sizes other than 16, 32, 64 and 128, and token counts below 1."""
+    for name, value in (("block_q", block_q), ("block_k", block_k)):
+        if not isinstance(value, int) or value not in BLOCK_SIZES:
+            raise ValueError(f"{name} is {value!r}; expected one of {BLOCK_SIZES}")
+    for name, value in (("num_q", num_q), ("num_k", num_k)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a number of tokens, at least 1")
+
+
+def check_tensor(name: str, value: object, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    """Refuse what is no tensor of this dtype and shape; None in `shape` stands for any size of at least 1."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}; expected a tensor of {dtype}")
+    if value.dtype != dtype:
+        raise ValueError(f"{name} has dtype {value.dtype}; expected {dtype}")
+    fits = value.dim() == len(shape) and all(
+        got == want if want is not None else got >= 1 for got, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(value.shape)}; expected [{wanted}]")
+
+
+def check_device(name: str, value: Tensor, device: torch.device) -> None:
+    """Refuse a tensor that lies elsewhere than the layout's lists."""
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}; expected {device}, where kv_num is")
+
+
+def check_lists(kv_num: Tensor, kv_idx: Tensor, num_k_blocks: int) -> None:
+    """Refuse counts outside 0..M, and listed indices that are out of range, unsorted or repeated.
+
+    kv_num int32 [Bx, Hx, NQ], kv_idx int32 [Bx, Hx, NQ, M]. Reads one flag back from the device.
+    """
+    width = kv_idx.shape[-1]
+    bad_num = (kv_num < 0) | (kv_num > width)
+    listed = torch.arange(width, device=kv_num.device) < kv_num[..., None]
+    bad_range = listed & ((kv_idx < 0) | (kv_idx >= num_k_blocks))
+    bad_order = listed[..., 1:] & (kv_idx[..., 1:] <= kv_idx[..., :-1])
+    if not bool(bad_num.any() | bad_range.any() | bad_order.any()):
+        return
+    if bad_num.any():
+        at = _first(bad_num)
+        raise ValueError(f"kv_num{list(at)} is {int(kv_num[at])}; expected 0 to {width}, the width of kv_idx")
+    if bad_range.any():
+        at = _first(bad_range)
+        raise ValueError(f"kv_idx{list(at)} is {int(kv_idx[at])}; expected 0 to {num_k_blocks - 1}, a block of keys")
+    *row, column = _first(bad_order)
+    before, after = kv_idx[tuple(row)][column : column + 2].tolist()
+    fault = "repeats its neighbour" if before == after else "is not sorted"
+    raise ValueError(f"kv_idx{row} {fault}: {after} follows {before}; expected strictly ascending block indices")
+
+
+def check_lengths(name: str, lengths: Tensor, whole: Tensor) -> None:
+    """Refuse valid-token counts below 0 or above the tokens that the block has (`whole`, same shape)."""
+    bad = (lengths < 0) | (lengths > whole)
+    if bool(bad.any()):
+        at = _first(bad)
+        raise ValueError(f"{name}{list(at)} is {int(lengths[at])}; expected 0 to {int(whole[at])}, the block's tokens")
+
+
+def check_order(perm: Tensor, inv_perm: Tensor) -> None:
+    """Refuse a token order whose `inv_perm` does not lead back through `perm`.
+
+    perm int64 [N] holds, for each position of the layout, a token of the caller's order; inv_perm int64 [T] holds
+    each of the caller's T tokens' position. T < N where tiles are padded: padding positions name any token.
+    """
+    for name, value, limit in (("perm", perm, inv_perm.numel()), ("inv_perm", inv_perm, perm.numel())):
+        bad = (value < 0) | (value >= limit)
+        if bool(bad.any()):
+            at = _first(bad)
+            raise ValueError(f"{name}{list(at)} is {int(value[at])}; expected 0 to {limit - 1}")
+    wrong = perm[inv_perm] != torch.arange(inv_perm.numel(), device=perm.device)
+    if bool(wrong.any()):
+        (at,) = _first(wrong)
+        raise ValueError(f"perm[inv_perm[{at}]] is {int(perm[inv_perm[at]])}; expected {at}, each token once")
+
+
+def _first(bad: Tensor) -> tuple[int, ...]:
+    """Index of the first True, as a tuple."""
+    return tuple(bad.nonzero()[0].tolist())
