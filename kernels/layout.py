@@ -224,6 +224,15 @@ class BlockLayout:
             self._cache["transpose"] = convert.lists_from_dense(self.to_dense().transpose(-1, -2))
         return self._cache["transpose"]
 
+    def keep_transpose(self, q_num: Tensor, q_idx: Tensor) -> "BlockLayout":
+        """Take up a transpose that was computed before from the same lists; returns the layout itself."""
+        self._cache["transpose"] = (q_num, q_idx)
+        return self
+
+    def keeps_every_pair(self) -> bool:
+        """Whether this is dense attention: every query sees every key."""
+        return self.kept_pairs() == self.num_q * self.num_k * self.kv_num.shape[0] * self.kv_num.shape[1]
+
     def kept_pairs(self) -> int:
         """Token pairs (query, key) that count, over the layout's own Bx and Hx. Computed once and kept."""
         if "kept_pairs" not in self._cache:

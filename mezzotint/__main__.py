@@ -2,6 +2,7 @@
 
 import typer
 
+from mezzotint.commands.bench import app as bench
 from mezzotint.commands.evaluate import evaluate
 from mezzotint.commands.export import export
 from mezzotint.commands.generate import generate
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 for command in (up, generate, worker, models, evaluate, export):
     app.command()(command)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

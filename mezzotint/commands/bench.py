@@ -1,0 +1,229 @@
+"""`mezzotint bench`: measures what this package is made for, beside what it replaces."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from mezzotint.kernels.attention_benchmark import Row, Sweep
+
+app = typer.Typer(help="Measure the kernels on this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def attention(
+    tokens: Annotated[str, typer.Option(help="Sequence lengths, separated by commas.")] = "64,256,1024,2048,4096",
+    density: Annotated[str, typer.Option(help="Kept shares of the blocks, over 0 and up to 1.")] = "1,0.5,0.25,0.125",
+    head_dim: Annotated[str, typer.Option(help="Channels a head.")] = "64,72,128",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.")] = "bf16,fp32",
+    heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 16,
+    block: Annotated[int, typer.Option(help="Tokens a block: 16, 32, 64 or 128.")] = 64,
+    forward_only: Annotated[bool, typer.Option("--forward-only", help="Leave the backward pass out.")] = False,
+    flex: Annotated[bool, typer.Option(help="Compare with compiled FlexAttention, too (slow to compile).")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda where it is.")] = "auto",
+    plot: Annotated[Path, typer.Option(help="Where the chart goes, a PNG.")] = Path("attention.png"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Time block-sparse attention against SDPA and FlexAttention: length x density x head dim x dtype.
+
+    All sides of a point are called in turn, and the medians are compared. Close other programs first.
+    """
+    import contextlib
+    import sys
+
+    from mezzotint.commands.failure import fail
+
+    try:
+        sweep = _sweep(tokens, density, head_dim, dtype, heads, block, forward_only, flex)
+        _check_plot(plot)
+        with contextlib.redirect_stdout(sys.stderr):
+            report = _attention_report(sweep, _device(device))
+            _draw(report, plot)
+    except ModuleNotFoundError as error:
+        fail(f'the package {error.name} is missing; the chart needs pip install "mezzotint[train]".')
+    except ValueError as error:
+        fail(str(error))
+    _print_json(report) if json else _print_table(report)
+
+
+@app.command()
+def kernels(
+    compile_report: Annotated[
+        bool, typer.Option("--compile-report", help="Registers, spills, shared memory and MMA counts, without a GPU.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Compile every Triton kernel for sm_80 and sm_90 and say what the compiler made of it.
+
+    Exit code 1 when a limit is broken (spills, shared memory, wasted MMA).
+    """
+    import importlib.util
+
+    from mezzotint.commands.failure import fail
+
+    if not compile_report:
+        fail("nothing to do; give --compile-report.")
+    if importlib.util.find_spec("triton") is None:
+        fail("the package triton is missing; it runs on Linux only.")
+    from dataclasses import asdict
+
+    from mezzotint.kernels.compile_report import compile_report as compile_all
+    from mezzotint.kernels.compile_report import limits
+
+    rows = compile_all()
+    broken = limits(rows)
+    if json:
+        _print_json({"rows": [asdict(row) for row in rows], "broken": broken})
+    else:
+        _print_rows("Compiled without a GPU", [asdict(row) for row in rows])
+    if broken:
+        fail(" ".join(broken))
+
+
+def _sweep(
+    tokens: str, density: str, head_dim: str, dtype: str, heads: int, block: int, forward_only: bool, flex: bool
+) -> "Sweep":
+    import torch
+
+    from mezzotint.kernels.attention_benchmark import PASSES, Sweep
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if block not in (16, 32, 64, 128):
+        raise ValueError(f"--block is {block}; it must be 16, 32, 64 or 128.")
+    for word in dtype.split(","):
+        if word not in dtypes:
+            raise ValueError(f"--dtype is {word!r}; it must be one of {', '.join(dtypes)}, separated by commas.")
+    return Sweep(
+        tokens=_numbers("--tokens", tokens, int, 1, 10**6), densities=_numbers("--density", density, float, 0, 1),
+        head_dims=_numbers("--head-dim", head_dim, int, 1, 256), dtypes=[dtypes[d] for d in dtype.split(",")],
+        passes=PASSES[:1] if forward_only else PASSES, heads=heads, block=block, flex=flex,
+    )
+
+
+def _numbers(name: str, text: str, kind: type, low: float, high: float) -> list[Any]:
+    try:
+        values = [kind(word) for word in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(low <= v <= high and v > 0 for v in values):
+        over = "over 0 and up to" if kind is float else f"from {low} to"
+        raise ValueError(f"{name} is {text!r}; it must be numbers {over} {high}, separated by commas.")
+    return values
+
+
+def _check_plot(plot: Path) -> None:
+    if plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot is {plot}; its name must end in .png.")
+    if not plot.absolute().parent.is_dir():
+        raise ValueError(f"--plot is {plot}; the folder {plot.absolute().parent} is not there, so make it first.")
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; it must be auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda; torch finds none here, so give cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _attention_report(sweep: "Sweep", device: "torch.device") -> dict[str, Any]:
+    import sys
+
+    from tqdm import tqdm
+
+    from mezzotint.kernels.attention_benchmark import points, run_sweep
+
+    total = len(points(sweep)) * len(sweep.passes)
+    progress = tqdm(run_sweep(sweep, device), total=total, unit="point", disable=not sys.stderr.isatty())
+    rows = [_row(row) for row in progress]
+    return {"rows": rows, "device": _described(device)}
+
+
+def _row(row: "Row") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    values = asdict(row)
+    values["pass"] = values.pop("direction")
+    return {**values, "over_sdpa": row.over_sdpa, "over_flex": row.over_flex}
+
+
+def _described(device: "torch.device") -> dict[str, Any]:
+    import torch
+
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
+    from mezzotint.kernels.machine_kind import measure_machine_kind
+
+    kind = measure_machine_kind()
+    return {
+        "type": "cpu", "kind": kind.kind, "threads": kind.threads, "linear_bf16_gflops": round(kind.linear_gflops),
+        "sdpa_bf16_gflops": round(kind.sdpa_gflops), "ratio": round(kind.ratio, 2),
+    }
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    """One panel a dtype and pass: speed over SDPA by length, a line for each density (head dims averaged)."""
+    from statistics import geometric_mean
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = report["rows"]
+    panels = sorted({(r["dtype"], r["pass"]) for r in rows})
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.8), squeeze=False, sharey=True)
+    for axis, (dtype, direction) in zip(axes[0], panels, strict=True):
+        here = [r for r in rows if (r["dtype"], r["pass"]) == (dtype, direction)]
+        for density in sorted({r["density"] for r in here}, reverse=True):
+            lengths = sorted({r["tokens"] for r in here if r["density"] == density})
+            ratios = [
+                geometric_mean(r["over_sdpa"] for r in here if (r["tokens"], r["density"]) == (n, density))
+                for n in lengths
+            ]
+            axis.plot(lengths, ratios, marker="o", label=f"density {density:g}")
+        axis.axhline(1.0, color="grey", linewidth=0.8)
+        axis.set(title=f"{dtype}, {direction}", xlabel="tokens", xscale="log", yscale="log")
+    axes[0][0].set_ylabel("times as fast as dense SDPA")
+    axes[0][-1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(report, ensure_ascii=False))
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    shown = ("tokens", "head_dim", "dtype", "density", "pass", "backend", "ours_s", "sdpa_s", "flex_s", "over_sdpa",
+             "over_flex")
+    rows = [{key: row[key] for key in shown} for row in report["rows"]]
+    _print_rows(f"Attention on {', '.join(f'{k} {v}' for k, v in report['device'].items())}", rows)
+    for reason in sorted({r["flex_reason"] for r in report["rows"] if r["flex_reason"]}):
+        print(f"no figure of FlexAttention: {reason}")
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for key in rows[0] if rows else ():
+        table.add_column(key)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
