@@ -1,0 +1,140 @@
+"""Which tiles, warps and stages each Triton kernel runs with, by architecture, element size and head dim.
+
+The table was chosen by the compile report (compile_report.py: no spills, shared memory within the device's, CTAs an SM)
+and is where every run starts; on a GPU the launcher times `candidates` once and keeps the fastest. Tiles are the
+layout's blocks or subdivide them, so one entry serves all block sizes: `fit` cuts it down.
+"""
+
+from dataclasses import dataclass, replace
+
+#: The kernels that loop over blocks.
+PASSES = ("forward", "dq", "dkdv")
+
+#: Widest head that the kernels take, in channels.
+MAX_WIDTH = 256
+
+#: Least tile side: what the matrix instructions take.
+MIN_TILE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """One way to run a kernel: query and key tokens a tile, warps a program, stages of the load pipeline."""
+
+    tile_q: int
+    tile_k: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelShape:
+    """What a kernel is compiled for, its tiles apart.
+
+    Args:
+        head_dim, value_dim: channels of q and k, and of v: 1 to 256.
+        block_q, block_k: tokens a block of the layout.
+        group: query heads to each key head.
+        ragged_q, ragged_k: some block has fewer valid tokens than its size, so loads and scores are masked.
+        unit: elements that every stride is a multiple of (16 bytes' worth, or 1).
+        upcast: widen operands to fp32, for the interpreter.
+    """
+
+    head_dim: int
+    value_dim: int
+    block_q: int
+    block_k: int
+    group: int = 1
+    ragged_q: bool = False
+    ragged_k: bool = False
+    unit: int = 8
+    upcast: bool = False
+
+    def constants(self, config: TileConfig) -> dict[str, int | bool]:
+        """The kernels' compile-time arguments."""
+        (d0, d1), (v0, v1) = split_channels(self.head_dim), split_channels(self.value_dim)
+        return {
+            "GROUP": self.group, "D": self.head_dim, "D0": d0, "D1": d1, "V": self.value_dim, "V0": v0, "V1": v1,
+            "BLOCK_Q": self.block_q, "BLOCK_K": self.block_k, "TILE_Q": config.tile_q, "TILE_K": config.tile_k,
+            "RAGGED_Q": self.ragged_q, "RAGGED_K": self.ragged_k, "UNIT": self.unit, "UPCAST": self.upcast,
+        }  # fmt: skip
+
+
+def split_channels(width: int) -> tuple[int, int]:
+    """A head dim as two powers of two that the matrix instructions take, the second 0 where one part covers it.
+
+    72 = 64 + 16, 40 = 32 + 16, 96 = 64 + 32, 64 = 64 + 0, 120 = 128 + 0 (two parts would cover no less). Raises
+    ValueError outside 1 to 256.
+    """
+    if not 1 <= width <= MAX_WIDTH:
+        raise ValueError(f"head dim is {width}; expected 1 to {MAX_WIDTH} channels for the Triton kernels")
+    covering = max(MIN_TILE, 1 << (width - 1).bit_length())
+    if covering in (width, MIN_TILE):
+        return covering, 0
+    first = covering // 2
+    second = max(MIN_TILE, 1 << (width - first - 1).bit_length())
+    return (covering, 0) if first + second == covering else (first, second)
+
+
+#: (arch, pass) -> widest padded head dim of 2-byte elements -> tiles for blocks of 128. sm_80's entries stay below the
+#: 99 KB that the smaller chips of its family (sm_86, sm_89) and sm_120 give a program.
+HALF_PRECISION: dict[tuple[int, str], dict[int, TileConfig]] = {
+    (90, "forward"): {
+        80: TileConfig(128, 64, 8, 3),
+        128: TileConfig(128, 128, 8, 2),
+        256: TileConfig(128, 64, 8, 2),
+    },
+    (90, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(64, 64, 4, 2)},
+    (90, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 128, 8, 2), 256: TileConfig(64, 64, 8, 2)},
+    (80, "forward"): {80: TileConfig(128, 64, 4, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(64, 32, 4, 2)},
+    (80, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(64, 32, 8, 1)},
+    (80, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 64, 8, 1)},
+}
+
+#: Padded head dim -> tiles for fp32, whose products are exact ("ieee") and so run outside the tensor cores.
+FULL_PRECISION: dict[int, TileConfig] = {
+    80: TileConfig(32, 32, 4, 1),
+    128: TileConfig(32, 32, 4, 1),
+    256: TileConfig(16, 16, 4, 1),
+}
+
+
+def table_arch(capability: tuple[int, int]) -> int:
+    """Which half of the table a device reads: Hopper has its own, all others from sm_80 on share one.
+
+    Raises ValueError below sm_80, whose tensor cores lack bf16.
+    """
+    if capability < (8, 0):
+        found = f"{capability[0]}.{capability[1]}"
+        raise ValueError(f"the device's compute capability is {found}; expected 8.0 or more for the Triton kernels")
+    return 90 if capability[0] == 9 else 80
+
+
+def table_config(pass_name: str, arch: int, itemsize: int, shape: KernelShape) -> TileConfig:
+    """The table's entry for a kernel, cut down to the layout's blocks. itemsize is bytes an element: 2 or 4."""
+    width = max(sum(split_channels(shape.head_dim)), sum(split_channels(shape.value_dim)))
+    entries = FULL_PRECISION if itemsize == 4 else HALF_PRECISION[arch, pass_name]
+    return fit(pass_name, entries[min(limit for limit in entries if width <= limit)], shape)
+
+
+def fit(pass_name: str, config: TileConfig, shape: KernelShape) -> TileConfig:
+    """The same configuration with tiles no larger than the layout's blocks, and warps in proportion to what is left.
+
+    Warps split the side that a program owns (queries, or keys for dkdv); a warp's matrix instruction takes 16 rows of
+    it, so a warp with fewer has nothing of its own to do.
+    """
+    tile_q, tile_k = min(config.tile_q, shape.block_q), min(config.tile_k, shape.block_k)
+    before, after = (config.tile_k, tile_k) if pass_name == "dkdv" else (config.tile_q, tile_q)
+    return replace(config, tile_q=tile_q, tile_k=tile_k, num_warps=max(1, config.num_warps * after // before))
+
+
+def candidates(pass_name: str, arch: int, itemsize: int, shape: KernelShape) -> tuple[TileConfig, ...]:
+    """What autotuning times, the table's entry first: more and fewer stages, and each side of the tile halved."""
+    first = table_config(pass_name, arch, itemsize, shape)
+    rows, looped = ("tile_k", "tile_q") if pass_name == "dkdv" else ("tile_q", "tile_k")
+    others = [replace(first, num_stages=first.num_stages + step) for step in (1, -1) if first.num_stages + step >= 1]
+    if getattr(first, looped) >= 2 * MIN_TILE:
+        others.append(replace(first, **{looped: getattr(first, looped) // 2}))
+    if getattr(first, rows) >= 2 * MIN_TILE and first.num_warps > 1:
+        others.append(replace(first, **{rows: getattr(first, rows) // 2, "num_warps": first.num_warps // 2}))
+    return (first, *others)

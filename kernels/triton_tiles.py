@@ -1,0 +1,112 @@
+"""Tiles: what the forward and the backward Triton kernels share.
+
+A tensor's last dimension is read in two parts, W0 and W1 channels (72 = 64 + 16 with the last 8 masked): padding 72 to
+128 would issue 128 / 80 of the matrix instructions. W1 is 0 where one part is enough; the second part is then an alias
+of the first, which the compiler drops.
+
+Offsets are int64 from the first product on. Strides come in units of UNIT elements (16 bytes where the tensors allow
+it), because a multiplication by a constant is how the compiler learns that a row of 72 or 40 channels starts at an
+aligned address: the launcher only tells it whether a stride divides by 16.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def valid_tokens(len_ptr, block, start, num_tokens, BLOCK: tl.constexpr):
+    """How many tokens from `start` on are valid in `block` (may be 0 or less); len_ptr None: all that exist."""
+    end = num_tokens
+    if len_ptr is not None:
+        end = tl.minimum(num_tokens, block * BLOCK + tl.load(len_ptr + block))
+    return end - start
+
+
+@triton.jit
+def load_tile(base, rows, row_stride, valid, FIRST: tl.constexpr, WIDTH: tl.constexpr, LIMIT: tl.constexpr,
+              RAGGED: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """[rows, WIDTH]: channels FIRST and on; zeros from row `valid` (if RAGGED) and from channel LIMIT on."""
+    cols = FIRST + tl.arange(0, WIDTH)
+    pointers = base + rows.to(tl.int64)[:, None] * row_stride * UNIT + cols[None, :]
+    if RAGGED:
+        mask = rows[:, None] < valid
+        if FIRST + WIDTH > LIMIT:
+            mask = mask & (cols[None, :] < LIMIT)
+        tile = tl.load(pointers, mask=mask, other=0.0)
+    elif FIRST + WIDTH > LIMIT:
+        tile = tl.load(pointers, mask=cols[None, :] < LIMIT, other=0.0)
+    else:
+        tile = tl.load(pointers)
+    # The interpreter multiplies the bit patterns of bf16, so there (and only there) operands are widened.
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def load_parts(base, rows, row_stride, valid, W: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr,
+               RAGGED: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """A tile of W channels as its two parts [rows, W0] and [rows, W1]."""
+    part0 = load_tile(base, rows, row_stride, valid, 0, W0, W, RAGGED, UNIT, UPCAST)
+    part1 = part0
+    if W1 > 0:
+        part1 = load_tile(base, rows, row_stride, valid, W0, W1, W, RAGGED, UNIT, UPCAST)
+    return part0, part1
+
+
+@triton.jit
+def zero_parts(ROWS: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr):
+    """fp32 accumulators of the two parts."""
+    part0 = tl.zeros([ROWS, W0], dtype=tl.float32)
+    part1 = part0
+    if W1 > 0:
+        part1 = tl.zeros([ROWS, W1], dtype=tl.float32)
+    return part0, part1
+
+
+@triton.jit
+def store_parts(base, rows, valid, part0, part1, W: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr):
+    """Write rows below `valid` of a dense [rows, W] tile."""
+    dtype = base.dtype.element_ty
+    cols = tl.arange(0, W0)
+    pointers = base + rows.to(tl.int64)[:, None] * W
+    tl.store(pointers + cols[None, :], part0.to(dtype), mask=(rows[:, None] < valid) & (cols[None, :] < W))
+    if W1 > 0:
+        cols = W0 + tl.arange(0, W1)
+        tl.store(pointers + cols[None, :], part1.to(dtype), mask=(rows[:, None] < valid) & (cols[None, :] < W))
+
+
+@triton.jit
+def scale_parts(part0, part1, factor, SPLIT: tl.constexpr):
+    """Both parts times a factor that broadcasts."""
+    part0 = part0 * factor
+    if SPLIT:
+        part1 = part1 * factor
+    return part0, part1
+
+
+@triton.jit
+def dot_channels(a0, a1, b0, b1, SPLIT: tl.constexpr):
+    """a [A, channels] times the transpose of b [B, channels]: fp32 [A, B]."""
+    product = tl.dot(a0, tl.trans(b0), input_precision="ieee")
+    if SPLIT:
+        product = tl.dot(a1, tl.trans(b1), product, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def add_product(acc0, acc1, weights, b0, b1, SPLIT: tl.constexpr):
+    """acc [A, channels] + weights [A, B] times b [B, channels]."""
+    acc0 = tl.dot(weights, b0, acc0, input_precision="ieee")
+    if SPLIT:
+        acc1 = tl.dot(weights, b1, acc1, input_precision="ieee")
+    return acc0, acc1
+
+
+@triton.jit
+def bias_log2(base, keys, stride, valid):
+    """The keys' bias in units of log2, fp32 [keys]; 0 from key `valid` on."""
+    return tl.load(base + keys.to(tl.int64) * stride, mask=keys < valid, other=0.0) * LOG2E

@@ -1,0 +1,113 @@
+"""The Triton backend without a GPU: its cases in the interpreter, its table of configurations, and what it refuses."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mezzotint.kernels import triton_attention, triton_configs
+from mezzotint.kernels.layout import BlockLayout
+from mezzotint.kernels.triton_configs import KernelShape, split_channels
+
+BLOCKS = (16, 32, 64, 128)
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only")
+
+
+@pytest.mark.slow
+@needs_triton
+def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path) -> None:
+    """A process of its own: TRITON_INTERPRET counts when Triton is imported."""
+    cases = Path(__file__).with_name("test_gpu_attention.py")
+    command = [sys.executable, "-m", "pytest", str(cases), "-q", "--noconftest", "-p", "no:cacheprovider"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 40, done.stdout[-2000:]
+
+
+def test_importing_the_package_needs_no_triton() -> None:
+    script = "import sys; sys.modules['triton'] = None; import mezzotint.kernels, mezzotint.kernels.triton_attention"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def small() -> tuple[torch.Tensor, BlockLayout]:
+    return torch.zeros(1, 1, 16, 32), BlockLayout.full(block_q=16, block_k=16, num_q=16, num_k=16)
+
+
+def test_without_triton_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    x, layout = small()
+    with pytest.raises(ValueError, match="need the package 'triton'"):
+        triton_attention.forward(x, x, x, layout, 1.0, None)
+
+
+@needs_triton
+def test_tensors_on_the_cpu_are_refused() -> None:
+    x, layout = small()
+    with pytest.raises(ValueError, match="q is on cpu; expected a CUDA device"):
+        triton_attention.forward(x, x, x, layout, 1.0, None)
+    with pytest.raises(ValueError, match="q is on cpu; expected a CUDA device"):
+        triton_attention.backward(x, None, x, x, x, x, x[..., 0], layout, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("width", "parts"),
+    [(1, (16, 0)), (16, (16, 0)), (32, (32, 0)), (40, (32, 16)), (64, (64, 0)), (72, (64, 16)), (80, (64, 16)),
+     (96, (64, 32)), (120, (128, 0)), (128, (128, 0)), (144, (128, 16)), (192, (128, 64)), (256, (256, 0))],
+)  # fmt: skip
+def test_head_dims_are_split_and_not_padded(width: int, parts: tuple[int, int]) -> None:
+    assert split_channels(width) == parts
+
+
+@given(st.integers(1, 256))
+def test_a_split_covers_the_head_with_powers_of_two(width: int) -> None:
+    first, second = split_channels(width)
+    assert first + second >= width
+    assert first + second - width < max(16, first)
+    for part in (first, second):
+        assert part & (part - 1) == 0
+        assert part == 0 or part >= 16
+
+
+@pytest.mark.parametrize("width", [0, -1, 257])
+def test_head_dims_out_of_range_are_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=f"head dim is {width}; expected 1 to 256"):
+        split_channels(width)
+
+
+@given(
+    st.sampled_from(triton_configs.PASSES),
+    st.sampled_from([80, 90]),
+    st.sampled_from([2, 4]),
+    st.integers(1, 256),
+    st.sampled_from(BLOCKS),
+    st.sampled_from(BLOCKS),
+)
+def test_every_configuration_divides_the_blocks(
+    pass_name: str, arch: int, itemsize: int, width: int, block_q: int, block_k: int
+) -> None:
+    shape = KernelShape(head_dim=width, value_dim=width, block_q=block_q, block_k=block_k)
+    choices = triton_configs.candidates(pass_name, arch, itemsize, shape)
+    assert choices[0] == triton_configs.table_config(pass_name, arch, itemsize, shape)
+    assert len(set(choices)) == len(choices)
+    for config in choices:
+        assert block_q % config.tile_q == 0
+        assert block_k % config.tile_k == 0
+        assert min(config.tile_q, config.tile_k) >= 16
+        assert config.num_warps in (1, 2, 4, 8)
+        assert 1 <= config.num_stages <= 4
+
+
+def test_devices_before_ampere_are_refused() -> None:
+    assert [triton_configs.table_arch(c) for c in ((8, 0), (8, 9), (9, 0), (12, 0))] == [80, 80, 90, 80]
+    with pytest.raises(ValueError, match=r"compute capability is 7\.5; expected 8\.0"):
+        triton_configs.table_arch((7, 5))
