@@ -1,0 +1,7 @@
+"""Attention over kept blocks and fused operations of a diffusion transformer, on CPU and GPU."""
+
+from mezzotint.kernels.block_sparse import block_sparse_attention
+from mezzotint.kernels.layout import BlockLayout
+from mezzotint.kernels.merging import merge_attention
+
+__all__ = ["BlockLayout", "block_sparse_attention", "merge_attention"]

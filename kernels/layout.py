@@ -184,6 +184,14 @@ class BlockLayout:
             return self
         return dataclasses.replace(self, **moved, validate=False)
 
+    def arrange(self, x: Tensor, dim: int = -2) -> Tensor:
+        """Tokens from the caller's order into the layout's, along `dim`; x itself where the layout has no order."""
+        return x if self.perm is None else x.index_select(dim, self.perm)
+
+    def restore(self, x: Tensor, dim: int = -2) -> Tensor:
+        """Tokens from the layout's order back into the caller's, along `dim`, padding left out."""
+        return x if self.inv_perm is None else x.index_select(dim, self.inv_perm)
+
     def q_lengths(self) -> Tensor:
         """Valid tokens of each block of queries, int32 [NQ]; the ragged last block counted as it is."""
         return convert.whole_lengths(self.num_q, self.block_q, self.device) if self.q_len is None else self.q_len
