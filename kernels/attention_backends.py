@@ -93,10 +93,16 @@ def _why_not(name: str, q: Tensor, layout: BlockLayout, plain: bool) -> str | No
 
 
 def _why_not_native(q: Tensor) -> str | None:
-    from mezzotint.kernels.native_build import why_not_native
-
     if q.dtype not in (torch.bfloat16, torch.float32):
         return f"q is of {q.dtype}, and the C kernel takes bf16 and fp32"
+    return _why_no_library()
+
+
+@torch.compiler.assume_constant_result
+def _why_no_library() -> str | None:
+    """torch.compile takes the answer as it is: building a library is nothing that it could trace."""
+    from mezzotint.kernels.native_build import why_not_native
+
     return why_not_native()
 
 

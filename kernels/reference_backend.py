@@ -20,18 +20,33 @@ def backward(
     d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     layout: BlockLayout, scale: float, key_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and key_bias, by autograd through the explicit computation."""
-    leaves = [x.detach().requires_grad_() for x in (q, k, v, key_bias) if x is not None]
-    with torch.enable_grad():
-        again, again_lse = reference_attention(
-            *leaves[:3], layout.token_mask(), scale=scale, key_bias=leaves[3] if key_bias is not None else None
-        )
-        outputs, upstream = [again], [d_out]
-        if d_lse is not None:
-            outputs, upstream = [again, again_lse], [d_out, d_lse.to(again_lse.dtype)]
-        gradients = torch.autograd.grad(outputs, leaves, upstream)
-    dq, dk, dv, *d_bias = (g.contiguous() for g in gradients)
-    return dq, dk, dv, d_bias[0] if d_bias else None
+    """Gradients of q, k, v and key_bias, term by term (FlashAttention-2, arXiv 2307.08691, section 2.1).
+
+    Inside an operation autograd records nothing, so the chain rule is written out.
+    """
+    group, wide = q.shape[1] // k.shape[1], _wide(q)
+    queries, upstream = q.to(wide), d_out.to(wide)
+    keys, values = (x.to(wide).repeat_interleave(group, dim=1) for x in (k, v))
+    weights = _weights(queries @ keys.transpose(-1, -2) * scale, lse, layout, key_bias)
+    delta = (upstream * out.to(wide)).sum(-1) - (0 if d_lse is None else d_lse)
+    d_scores = weights * (upstream @ values.transpose(-1, -2) - delta[..., None])
+    dq = d_scores @ keys * scale
+    dk = d_scores.transpose(-1, -2) @ queries * scale
+    dv = weights.transpose(-1, -2) @ upstream
+    d_bias = None if key_bias is None else d_scores.sum(-2).sum_to_size(key_bias.shape).contiguous()
+    return dq.to(q.dtype), _by_group(dk, k), _by_group(dv, v), d_bias
+
+
+def _weights(scores: Tensor, lse: Tensor, layout: BlockLayout, key_bias: Tensor | None) -> Tensor:
+    if key_bias is not None:
+        scores = scores + key_bias[:, :, None, :]
+    kept = layout.token_mask() & (lse != -torch.inf)[..., None]
+    return torch.where(kept, (scores - torch.where(lse == -torch.inf, 0.0, lse)[..., None]).exp(), 0.0)
+
+
+def _by_group(gradient: Tensor, x: Tensor) -> Tensor:
+    """Summed over the query heads that share a key head."""
+    return gradient.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
 
 
 def _wide(q: Tensor) -> torch.dtype:
