@@ -1,0 +1,123 @@
+"""Layouts made from layouts over the same tokens: union, intersection, one a head, smaller blocks.
+
+Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.kernels.layout import BlockLayout
+from mezzotint.kernels.layout_check import BLOCK_SIZES
+from mezzotint.kernels.layout_conversion import lists_from_dense
+
+
+def with_mask(layout: BlockLayout, mask: Tensor, width: int | None = None) -> BlockLayout:
+    """A layout over the same tokens and blocks that keeps `mask`, bool [Bx, Hx, NQ, NK].
+
+    Blocks without any valid token are left out, whatever the mask says. `width`, an upper bound of the longest list,
+    spares a read back from the device.
+    """
+    kv_num, kv_idx = lists_from_dense(_drop_empty(mask, layout.q_len, layout.k_len), width)
+    return dataclasses.replace(layout, kv_num=kv_num, kv_idx=kv_idx, validate=False)
+
+
+def full_like(layout: BlockLayout) -> BlockLayout:
+    """Every pair of blocks, over the tokens of `layout`."""
+    shape = (1, 1, layout.num_q_blocks, layout.num_k_blocks)
+    return with_mask(layout, torch.ones(shape, dtype=torch.bool, device=layout.device), layout.num_k_blocks)
+
+
+def union(*layouts: BlockLayout) -> BlockLayout:
+    """The pairs that any of the layouts keeps. Sizes of 1 in batch and heads broadcast.
+
+    Raises ValueError where the layouts differ in blocks, tokens, token order or device.
+    """
+    return _combine(operator.or_, layouts)
+
+
+def intersect(*layouts: BlockLayout) -> BlockLayout:
+    """The pairs that all of the layouts keep. Broadcasts and raises as `union` does."""
+    return _combine(operator.and_, layouts)
+
+
+def per_head(layouts: Sequence[BlockLayout]) -> BlockLayout:
+    """One layout a query head, in order: layouts[h] is what head h sees.
+
+    Raises ValueError where one of them has heads of its own, and as `union` does.
+    """
+    check_same_tokens(layouts)
+    for index, layout in enumerate(layouts):
+        if layout.kv_num.shape[1] != 1:
+            raise ValueError(f"layouts[{index}] has {layout.kv_num.shape[1]} heads; expected 1, to be one head's")
+    batch = max(layout.kv_num.shape[0] for layout in layouts)
+    masks = [layout.to_dense().expand(batch, -1, -1, -1) for layout in layouts]
+    return with_mask(layouts[0], torch.cat(masks, dim=1))
+
+
+def split_blocks(layout: BlockLayout, *, block_q: int, block_k: int) -> BlockLayout:
+    """The same token pairs in smaller blocks, for a kernel whose blocks of queries and keys differ in size.
+
+    Raises ValueError where a new block is larger than the old one or is no block size.
+    """
+    for name, new, old in (("block_q", block_q, layout.block_q), ("block_k", block_k, layout.block_k)):
+        if new not in BLOCK_SIZES or new > old:
+            raise ValueError(f"{name} is {new!r}; expected one of {BLOCK_SIZES}, at most {old}, the layout's own")
+    rows, columns = -(-layout.num_q // block_q), -(-layout.num_k // block_k)
+    mask = layout.to_dense().repeat_interleave(layout.block_q // block_q, -2)[..., :rows, :]
+    mask = mask.repeat_interleave(layout.block_k // block_k, -1)[..., :columns]
+    q_len = _split_lengths(layout.q_len, layout.block_q, block_q, rows)
+    k_len = _split_lengths(layout.k_len, layout.block_k, block_k, columns)
+    kv_num, kv_idx = lists_from_dense(_drop_empty(mask, q_len, k_len))
+    lists: dict[str, Any] = {"kv_num": kv_num, "kv_idx": kv_idx, "q_len": q_len, "k_len": k_len}
+    return dataclasses.replace(layout, block_q=block_q, block_k=block_k, **lists, validate=False)
+
+
+def check_same_tokens(layouts: Sequence[BlockLayout]) -> None:
+    """Refuse layouts that differ in block sizes, tokens, valid tokens, token order, device, batch or heads."""
+    if not layouts:
+        raise ValueError("layouts is empty; expected at least one")
+    first = layouts[0]
+    for index, layout in enumerate(layouts):
+        for name in ("block_q", "block_k", "num_q", "num_k", "device"):
+            if getattr(layout, name) != getattr(first, name):
+                raise ValueError(
+                    f"layouts[{index}].{name} is {getattr(layout, name)}; "
+                    f"expected {getattr(first, name)}, as layouts[0] has"
+                )
+        for axis, name in enumerate(("batch", "heads")):
+            got, want = layout.kv_num.shape[axis], max(other.kv_num.shape[axis] for other in layouts)
+            if got not in (1, want):
+                raise ValueError(f"layouts[{index}] has a {name} size of {got}; expected 1 or {want}")
+        same_lengths = _same(layout.q_lengths(), first.q_lengths()) and _same(layout.k_lengths(), first.k_lengths())
+        if not same_lengths:
+            raise ValueError(f"layouts[{index}] has other valid tokens (q_len, k_len); expected those of layouts[0]")
+        if not (_same(layout.perm, first.perm) and _same(layout.inv_perm, first.inv_perm)):
+            raise ValueError(f"layouts[{index}].perm is another token order; expected that of layouts[0]")
+
+
+def _combine(logic: Callable[[Tensor, Tensor], Tensor], layouts: Sequence[BlockLayout]) -> BlockLayout:
+    check_same_tokens(layouts)
+    return with_mask(layouts[0], functools.reduce(logic, (layout.to_dense() for layout in layouts)))
+
+
+def _drop_empty(mask: Tensor, q_len: Tensor | None, k_len: Tensor | None) -> Tensor:
+    if q_len is not None:
+        mask = mask & (q_len > 0)[:, None]
+    return mask if k_len is None else mask & (k_len > 0)
+
+
+def _split_lengths(lengths: Tensor | None, old: int, new: int, blocks: int) -> Tensor | None:
+    if lengths is None:
+        return None
+    starts = torch.arange(0, old, new, dtype=torch.int32, device=lengths.device)
+    return (lengths[:, None] - starts).clamp(0, new).reshape(-1)[:blocks].contiguous()
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
