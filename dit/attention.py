@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mezzotint.dit.config import DiTConfig
 from mezzotint.dit.positions import apply_rope
+from mezzotint.dit.sparse_attention import SparseAttention
 
 UNFUSED_MAX_TOKENS = 512
 """Below this many tokens on a CPU in bf16, two batched products and a softmax beat SDPA (measured on two
@@ -35,11 +36,14 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BNC: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    def forward(
+        self, x_BNC: Tensor, cos_ND: Tensor, sin_ND: Tensor, sparse: SparseAttention | None = None
+    ) -> Tensor:
+        """Attention of every token to every token, or to those that `sparse` keeps."""
         B, N, _ = x_BNC.shape
         q, k, v = self.qkv(x_BNC).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = apply_rope(self.q_norm(q), cos_ND, sin_ND), apply_rope(self.k_norm(k), cos_ND, sin_ND)
-        out_BHND = attend(q, k, v)
+        out_BHND = attend(q, k, v) if sparse is None else sparse(q, k, v)
         return self.proj(out_BHND.transpose(1, 2).reshape(B, N, -1))
 
 

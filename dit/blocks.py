@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mezzotint.dit.attention import CrossAttention, SelfAttention
 from mezzotint.dit.config import DiTConfig
 from mezzotint.dit.layers import make_mlp, make_norm, modulate
+from mezzotint.dit.sparse_attention import SparseAttention
 
 
 class Block(nn.Module):
@@ -30,11 +31,11 @@ class Block(nn.Module):
         return [self.attn.proj, self.mlp.fc2] + ([self.cross.proj] if self.cross is not None else [])
 
     def forward(
-        self, x_BNC: Tensor, shared_B6C: Tensor, cos_ND: Tensor, sin_ND: Tensor,
+        self, x_BNC: Tensor, shared_B6C: Tensor, cos_ND: Tensor, sin_ND: Tensor, sparse: SparseAttention | None = None,
         text_BLC: Tensor | None = None, mask_BL: Tensor | None = None,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (shared_B6C + self.table).unbind(1)
-        attended = self.attn(modulate(self.norm1(x_BNC), shift1, scale1), cos_ND, sin_ND)
+        attended = self.attn(modulate(self.norm1(x_BNC), shift1, scale1), cos_ND, sin_ND, sparse)
         x_BNC = torch.addcmul(x_BNC, attended, gate1[:, None])
         if self.cross is not None:
             assert self.cross_norm is not None

@@ -11,6 +11,7 @@ TextConditioning = Literal["joint", "cross"]
 Norm = Literal["layer", "rms"]
 Mlp = Literal["gelu", "swiglu"]
 Prediction = Literal["x", "v"]
+AttentionPattern = Literal["full", "window", "routed"]
 PatchSpace = Literal["pixels", "components"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -19,6 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mlp": ("gelu", "swiglu"),
     "prediction": ("x", "v"),
     "patch_space": ("pixels", "components"),
+    "attention": ("full", "window", "routed"),
 }
 
 
@@ -36,6 +38,11 @@ class DiTConfig:
     max_text_tokens: text tokens that the network reads; the pooled text vector sees the whole prompt.
     text_conditioning: "joint" puts text and image tokens in one sequence; "cross" lets image tokens
         attend to the text tokens, padding masked.
+    attention: which image tokens see each other. "full": all; "window": each square tile of tokens sees a window of
+        tiles around it; "routed": each tile sees the tiles whose pooled keys fit its pooled query best, chosen in
+        every layer and head (BiFormer, arXiv 2303.08810). Text is always seen, and sees all.
+    attention_tile: side of a tile in tokens, 4 or 8. attention_window: side of the window in tokens.
+    attention_keep: share of the blocks that routing keeps.
     prediction: what the network returns, the clean picture ("x") or the velocity ("v").
     noise_scale: standard deviation of the noise at t = 1. A patch of p x p x c values averages unit noise
         down to 1 / p, so it has to grow with the patch.
@@ -58,6 +65,10 @@ class DiTConfig:
     mlp: Mlp = "gelu"
     qk_norm: bool = True
     rope_theta: float = 100.0
+    attention: AttentionPattern = "full"
+    attention_tile: int = 8
+    attention_window: int = 24
+    attention_keep: float = 0.25
     prediction: Prediction = "x"
     noise_scale: float = 8.0
     data_std: float = 0.7
@@ -67,7 +78,8 @@ class DiTConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.")
         for name in ("sample_size", "in_channels", "patch_size", "hidden_size", "num_layers", "num_heads",
-                     "mlp_ratio", "text_size", "max_text_tokens", "rope_theta", "noise_scale", "data_std"):
+                     "mlp_ratio", "attention_window", "text_size", "max_text_tokens", "rope_theta", "noise_scale",
+                     "data_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0.")
         if self.sample_size % self.patch_size:
@@ -76,6 +88,10 @@ class DiTConfig:
             )
         if self.patch_space == "components":
             self._check_components()
+        if self.attention_tile not in (4, 8):
+            raise ValueError(f"attention_tile is {self.attention_tile}; it must be 4 or 8 tokens.")
+        if not 0 < self.attention_keep <= 1:
+            raise ValueError(f"attention_keep is {self.attention_keep}; it must be over 0 and at most 1.")
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; it must be a multiple of 4 * num_heads = "

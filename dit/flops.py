@@ -1,28 +1,33 @@
 """What a forward pass costs, in floating-point operations (one multiply-add is two). Pure arithmetic."""
 
+from math import prod
+
+from mezzotint.dit.attention_cost import Grid, attention_cost
 from mezzotint.dit.config import DiTConfig
 
 
-def forward_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int | None = None) -> int:
-    """FLOPs of one forward pass on one picture: matrix products and attention; norms and gates are left out."""
+def forward_flops(config: DiTConfig, grid: Grid, num_text_tokens: int | None = None) -> int:
+    """FLOPs of one forward pass on one picture of a grid of (rows, columns) tokens: matrix products and attention;
+    norms and gates are left out."""
     text = config.max_text_tokens if num_text_tokens is None else num_text_tokens
+    num_image_tokens = prod(grid)
     return (
         _embedding_flops(config, num_image_tokens, text)
-        + config.num_layers * block_flops(config, num_image_tokens, text)
+        + config.num_layers * block_flops(config, grid, text)
         + _output_flops(config, num_image_tokens)
     )
 
 
-def block_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: int) -> int:
+def block_flops(config: DiTConfig, grid: Grid, num_text_tokens: int) -> int:
     """FLOPs of one transformer block."""
     c = config.hidden_size
     joint = config.text_conditioning == "joint"
-    tokens = num_image_tokens + (num_text_tokens if joint else 0)
-    attention = 2 * tokens * c * 4 * c + 4 * tokens * tokens * c
+    cost = attention_cost(config, grid, num_text_tokens if joint else 0)
+    attention = 2 * cost.positions * c * 4 * c + 4 * cost.pairs * c + 2 * cost.routing_pairs * c
     if not joint:
-        attention += 2 * (num_image_tokens * 2 + num_text_tokens * 2) * c * c
-        attention += 4 * num_image_tokens * num_text_tokens * c
-    mlp = 2 * tokens * c * config.mlp_size * (3 if config.mlp == "swiglu" else 2)
+        attention += 2 * (cost.positions * 2 + num_text_tokens * 2) * c * c
+        attention += 4 * cost.positions * num_text_tokens * c
+    mlp = 2 * cost.positions * c * config.mlp_size * (3 if config.mlp == "swiglu" else 2)
     return attention + mlp
 
 

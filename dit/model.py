@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mezzotint.dit.blocks import Block, FinalLayer
 from mezzotint.dit.components import PatchComponents
-from mezzotint.dit.config import DiTConfig, Mlp, Norm, PatchSpace, Prediction, TextConditioning
+from mezzotint.dit.config import AttentionPattern, DiTConfig, Mlp, Norm, PatchSpace, Prediction, TextConditioning
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
 from mezzotint.dit.positions import rope_table
+from mezzotint.dit.sparse_attention import sparse_attention
 
 
 class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -48,6 +49,10 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         mlp: Mlp = "gelu",
         qk_norm: bool = True,
         rope_theta: float = 100.0,
+        attention: AttentionPattern = "full",
+        attention_tile: int = 8,
+        attention_window: int = 24,
+        attention_keep: float = 0.25,
         prediction: Prediction = "x",
         noise_scale: float = 8.0,
         data_std: float = 0.7,
@@ -124,11 +129,16 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         joint = self.shape.text_conditioning == "joint"
         num_text = words.shape[1] if joint else 0
         cos, sin = self._rope(grid, num_text)
+        sparse = sparse_attention(self.shape, grid, num_text, tokens.device)
         side = () if joint else (words, _keys_to_see(text_mask, words))
         tokens = torch.cat([words, tokens], dim=1) if joint else tokens
         shared = self.modulation(condition).unflatten(1, (6, -1))
+        if sparse is not None:
+            tokens, cos, sin = (sparse.layout.arrange(x) for x in (tokens, cos, sin))
         for block in self.blocks:
-            tokens = self._run(block, tokens, shared, cos, sin, *side)
+            tokens = self._run(block, tokens, shared, cos, sin, sparse, *side)
+        if sparse is not None:
+            tokens = sparse.layout.restore(tokens)
         return self.final(tokens[:, num_text:], condition)
 
     def _input_scale(self, t: Tensor) -> Tensor:
@@ -144,7 +154,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         table = _cached_rope(grid, self.shape.head_dim, self.shape.rope_theta, num_text)
         return [part.to(self.device, self.dtype) for part in table]
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)

@@ -50,7 +50,7 @@ def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
     guided = (card.guidance_scale if request.guidance_scale is None else request.guidance_scale) != 1
     times = noise_times(request.num_inference_steps, card.time_shift)
     steps = tuple(StepPlan(t=t, grid=grid, guided=guided) for t in times)
-    a_pass = forward_flops(card.config, grid[0] * grid[1])
+    a_pass = forward_flops(card.config, grid)
     passes = sum(2 if step.guided else 1 for step in steps)
     return Plan(steps=steps, num_images=request.num_images, flops=a_pass * passes * request.num_images)
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mezzotint.dit.config import DiTConfig
+from mezzotint.dit.config import DiTConfig, TextConditioning
 from mezzotint.dit.flops import block_flops, forward_flops
 from mezzotint.dit.model import DiT
 
@@ -20,6 +20,10 @@ CONFIGS = {
     "without a bottleneck": replace(SMALL, patch_bottleneck=0),
     "components": replace(SMALL, patch_space="components"),
     "swiglu": replace(SMALL, mlp="swiglu"),
+    "a window": replace(SMALL, attention="window", attention_tile=4, attention_window=4),
+    "a window, text aside": replace(
+        SMALL, attention="window", attention_tile=4, attention_window=8, text_conditioning="cross"
+    ),
     "rms": replace(SMALL, norm="rms"),
     "cross-attention to text": replace(SMALL, text_conditioning="cross"),
     "cross-attention and swiglu": replace(SMALL, text_conditioning="cross", mlp="swiglu"),
@@ -46,23 +50,30 @@ def counted(config: DiTConfig, height: int, width: int, num_text_tokens: int) ->
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96)])
 def test_the_price_of_a_pass_is_what_torch_counts(name: str, height: int, width: int) -> None:
     config = CONFIGS[name]
-    rows, columns = config.grid(height, width)
     real = counted(config, height, width, config.max_text_tokens)
-    assert forward_flops(config, rows * columns) == real
+    assert forward_flops(config, config.grid(height, width)) == real
+
+
+@pytest.mark.parametrize(("keep", "conditioning"), [(0.3, "joint"), (0.3, "cross"), (0.01, "joint"), (1.0, "joint")])
+def test_routing_is_priced_right_on_whole_tiles(keep: float, conditioning: TextConditioning) -> None:
+    config = replace(
+        SMALL, attention="routed", attention_tile=4, attention_keep=keep, text_conditioning=conditioning
+    )
+    assert forward_flops(config, (8, 12)) == counted(config, 128, 192, config.max_text_tokens)
 
 
 def test_the_shipped_shape_is_priced_right_too() -> None:
     config = DiTConfig(num_layers=2)
     real = counted(config, 256, 256, config.max_text_tokens)
-    assert forward_flops(config, 64) == real
+    assert forward_flops(config, (8, 8)) == real
 
 
 def test_fewer_text_tokens_cost_less_by_as_much_as_torch_counts() -> None:
     for config in (SMALL, CONFIGS["cross-attention to text"]):
         saved = counted(config, 64, 64, 10) - counted(config, 64, 64, 4)
-        assert forward_flops(config, 16, 10) - forward_flops(config, 16, 4) == saved
+        assert forward_flops(config, (4, 4), 10) - forward_flops(config, (4, 4), 4) == saved
 
 
 def test_each_layer_adds_one_block() -> None:
     more = replace(SMALL, num_layers=SMALL.num_layers + 2)
-    assert forward_flops(more, 16) - forward_flops(SMALL, 16) == 2 * block_flops(SMALL, 16, 10)
+    assert forward_flops(more, (4, 4)) - forward_flops(SMALL, (4, 4)) == 2 * block_flops(SMALL, (4, 4), 10)

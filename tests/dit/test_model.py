@@ -23,6 +23,8 @@ VARIANTS = {
     "no bottleneck": replace(SMALL, patch_bottleneck=0),
     "no qk-norm": replace(SMALL, qk_norm=False),
     "predicts velocity": replace(SMALL, prediction="v"),
+    "window": replace(SMALL, attention="window", attention_tile=4, attention_window=4),
+    "routed": replace(SMALL, attention="routed", attention_tile=4, attention_keep=0.3),
     "components": replace(SMALL, patch_space="components"),
 }
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

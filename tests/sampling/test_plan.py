@@ -61,7 +61,7 @@ def test_a_grid_is_rows_by_columns(card: ModelCard) -> None:
 
 
 def test_without_guidance_a_step_is_one_pass_and_with_it_two(card: ModelCard) -> None:
-    one_pass = forward_flops(card.config, 16)
+    one_pass = forward_flops(card.config, (4, 4))
     assert make_plan(ask(guidance_scale=1), card).flops == 4 * one_pass
     assert make_plan(ask(guidance_scale=3), card).flops == 8 * one_pass
     assert make_plan(ask(guidance_scale=0), card).flops == 8 * one_pass
@@ -76,7 +76,7 @@ def test_the_price_is_passes_times_pictures(
     plan = make_plan(request, card)
     assert plan.num_images == num_images
     assert len(plan.steps) == num_steps
-    assert plan.flops == num_images * num_steps * 2 * forward_flops(card.config, rows * columns)
+    assert plan.flops == num_images * num_steps * 2 * forward_flops(card.config, (rows, columns))
 
 
 @pytest.mark.parametrize("field", ["width", "height"])

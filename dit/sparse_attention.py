@@ -1,0 +1,67 @@
+"""Self-attention over kept blocks of tokens: the patterns of `DiTConfig.attention` other than "full".
+
+Tokens run through the blocks in tile order (a block of the layout is a square of the picture), so they are arranged
+once before the first block and restored after the last. Text tokens come first; they see all and are seen by all.
+
+Shape suffixes: B batch, N tokens, H heads, D head channels.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mezzotint.dit.attention_cost import kept_blocks
+from mezzotint.dit.config import DiTConfig
+from mezzotint.kernels import BlockLayout, block_sparse_attention, policies, routing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SparseAttention:
+    """A layout, or what one is chosen from in each layer.
+
+    layout: the kept blocks; for routing the blocks to choose from.
+    always: for routing, the blocks that are kept in any case (a tile's own, and the text); None takes `layout`
+        as it is.
+    count: for routing, blocks of keys a block of queries keeps, those of `always` included.
+    """
+
+    layout: BlockLayout
+    always: BlockLayout | None = None
+    count: int = 0
+
+    def __call__(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        """Attention [B, H, N, D] of tokens in the layout's order."""
+        out = block_sparse_attention(q_BHND, k_BHND, v_BHND, self._chosen(q_BHND, k_BHND))
+        assert isinstance(out, Tensor)  # lse was not asked for
+        return out
+
+    def _chosen(self, q_BHND: Tensor, k_BHND: Tensor) -> BlockLayout:
+        if self.always is None:
+            return self.layout
+        scores = routing.block_scores(q_BHND, k_BHND, self.layout)
+        return routing.top_blocks(scores, self.layout, self.count, always=self.always)
+
+
+@lru_cache(maxsize=64)
+def sparse_attention(
+    config: DiTConfig, grid: tuple[int, int], num_text: int, device: torch.device
+) -> SparseAttention | None:
+    """The pattern of a config for num_text tokens before a grid of (rows, columns); None for "full"."""
+    if config.attention == "full":
+        return None
+    tile = (config.attention_tile, config.attention_tile)
+    if config.attention == "window":
+        window = (config.attention_window, config.attention_window)
+        return SparseAttention(layout=_after_text(policies.local_2d(grid, window, tile=tile, device=device), num_text))
+    every = policies.full(grid, tile, device=device)
+    candidates = _after_text(every, num_text)
+    return SparseAttention(
+        layout=candidates, always=_after_text(policies.diagonal(every), num_text),
+        count=kept_blocks(config, candidates.num_k_blocks),
+    )
+
+
+def _after_text(layout: BlockLayout, num_text: int) -> BlockLayout:
+    return policies.text_first(layout, num_text) if num_text else layout
