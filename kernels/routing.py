@@ -166,6 +166,7 @@ def top_regions(
     chosen = near[..., regions[:, None], regions] & candidates.to_dense()
     if always is not None:
         check_same_tokens([candidates, always])
+        _check_axes("always", always, scores)
         chosen = chosen | always.to_dense()
     return with_mask(candidates, chosen)
 
