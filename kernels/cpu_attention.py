@@ -173,7 +173,7 @@ def _run(
     if status == -1:
         raise MemoryError(f"{function} ran out of memory for {M} keys of {D} channels")
     if status:
-        raise ValueError(f"instruction set is {LEVELS[_level()]}; expected at most {instruction_set()}")
+        raise ValueError(f"instruction set is number {_level()}; expected one that this machine has, see LEVELS")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> None:
