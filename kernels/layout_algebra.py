@@ -78,27 +78,31 @@ def split_blocks(layout: BlockLayout, *, block_q: int, block_k: int) -> BlockLay
     return dataclasses.replace(layout, block_q=block_q, block_k=block_k, **lists, validate=False)
 
 
-def check_same_tokens(layouts: Sequence[BlockLayout]) -> None:
-    """Refuse layouts that differ in block sizes, tokens, valid tokens, token order, device, batch or heads."""
+def check_same_tokens(layouts: Sequence[BlockLayout], names: Sequence[str] | None = None) -> None:
+    """Refuse layouts that differ in block sizes, tokens, valid tokens, token order, device, batch or heads.
+
+    `names` are what the errors call them; None is layouts[0], layouts[1] and so on.
+    """
     if not layouts:
         raise ValueError("layouts is empty; expected at least one")
+    names = [f"layouts[{index}]" for index in range(len(layouts))] if names is None else names
+    largest = [max(layout.kv_num.shape[axis] for layout in layouts) for axis in (0, 1)]
     first = layouts[0]
-    for index, layout in enumerate(layouts):
-        for name in ("block_q", "block_k", "num_q", "num_k", "device"):
-            if getattr(layout, name) != getattr(first, name):
+    for layout, name in zip(layouts, names, strict=True):
+        for field in ("block_q", "block_k", "num_q", "num_k", "device"):
+            got, want = getattr(layout, field), getattr(first, field)
+            if got != want:
+                raise ValueError(f"{name}.{field} is {got}; expected {want}, as {names[0]} has")
+        for axis, what in enumerate(("batch", "heads")):
+            if layout.kv_num.shape[axis] not in (1, largest[axis]):
                 raise ValueError(
-                    f"layouts[{index}].{name} is {getattr(layout, name)}; "
-                    f"expected {getattr(first, name)}, as layouts[0] has"
+                    f"{name} has a {what} size of {layout.kv_num.shape[axis]}; expected 1 or {largest[axis]}"
                 )
-        for axis, name in enumerate(("batch", "heads")):
-            got, want = layout.kv_num.shape[axis], max(other.kv_num.shape[axis] for other in layouts)
-            if got not in (1, want):
-                raise ValueError(f"layouts[{index}] has a {name} size of {got}; expected 1 or {want}")
         same_lengths = _same(layout.q_lengths(), first.q_lengths()) and _same(layout.k_lengths(), first.k_lengths())
         if not same_lengths:
-            raise ValueError(f"layouts[{index}] has other valid tokens (q_len, k_len); expected those of layouts[0]")
+            raise ValueError(f"{name} has other valid tokens (q_len, k_len); expected those of {names[0]}")
         if not (_same(layout.perm, first.perm) and _same(layout.inv_perm, first.inv_perm)):
-            raise ValueError(f"layouts[{index}].perm is another token order; expected that of layouts[0]")
+            raise ValueError(f"{name}.perm is another token order; expected that of {names[0]}")
 
 
 def _combine(logic: Callable[[Tensor, Tensor], Tensor], layouts: Sequence[BlockLayout]) -> BlockLayout:

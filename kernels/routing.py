@@ -165,7 +165,7 @@ def top_regions(
     near = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
     chosen = near[..., regions[:, None], regions] & candidates.to_dense()
     if always is not None:
-        check_same_tokens([candidates, always])
+        check_same_tokens([candidates, always], ["candidates", "always"])
         _check_axes("always", always, scores)
         chosen = chosen | always.to_dense()
     return with_mask(candidates, chosen)
@@ -212,7 +212,7 @@ def _choices(scores: Tensor, candidates: BlockLayout, always: BlockLayout | None
     allowed = (candidates.to_dense() & (candidates.k_lengths() > 0)).expand(scores.shape)
     if always is None:
         return allowed, torch.zeros_like(allowed)
-    check_same_tokens([candidates, always])
+    check_same_tokens([candidates, always], ["candidates", "always"])
     _check_axes("always", always, scores)
     return allowed, always.to_dense() & (candidates.k_lengths() > 0)
 

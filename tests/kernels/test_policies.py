@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mezzotint.kernels import policies
 from mezzotint.kernels.layout import BlockLayout
-from mezzotint.kernels.tile_order import tile_order
 
 TILES = {2: [(4, 4), (2, 8), (8, 4)], 3: [(1, 4, 4), (2, 2, 4), (2, 4, 4)]}
 
@@ -38,30 +37,6 @@ def grid_mask(grid: tuple[int, ...], sees: Callable[[tuple[int, ...], tuple[int,
 @st.composite
 def grids(draw: Any, axes: int, limit: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(draw(st.integers(1, limit)) for _ in range(axes)), draw(st.sampled_from(TILES[axes]))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.one_of(grids(2, 20), grids(3, 7)))
-def test_a_block_is_one_tile_and_every_token_has_one_position(sizes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    grid, tile = sizes
-    order = tile_order(grid, tile)
-    block = math.prod(tile)
-    tokens = list(places(grid))
-    assert order.inv_perm.unique().numel() == len(tokens)
-    assert torch.equal(order.perm[order.inv_perm], torch.arange(len(tokens)))
-    for index, place in enumerate(tokens):
-        in_block, slot = divmod(int(order.inv_perm[index]), block)
-        assert order.coords[in_block].tolist() == [x // side for x, side in zip(place, tile, strict=True)]
-        assert slot < int(order.lengths[in_block])
-    assert int(order.lengths.sum()) == len(tokens)
-    assert ((order.perm >= 0) & (order.perm < len(tokens))).all()
-
-
-def test_tokens_in_tile_order_come_back() -> None:
-    layout = policies.full((5, 9), (4, 4))
-    x = torch.randn(2, 3, 45, 8)
-    assert layout.arrange(x).shape == (2, 3, 6 * 16, 8)
-    assert torch.equal(layout.restore(layout.arrange(x)), x)
 
 
 def window_rule(
@@ -239,45 +214,6 @@ def test_text_before_a_plain_sequence_of_unequal_blocks(block_q: int, block_k: i
     assert (joint.k_lengths()[listed][used] > 0).all()
 
 
-def random_layouts(seed: int, shapes: list[tuple[int, int]]) -> list[BlockLayout]:
-    generator = torch.Generator().manual_seed(seed)
-    masks = [torch.rand(*shape, 5, 4, generator=generator) < 0.5 for shape in shapes]
-    return [BlockLayout.from_dense(mask, block_q=16, block_k=32, num_q=75, num_k=128) for mask in masks]
-
-
-@settings(deadline=None)
-@given(st.integers(0, 10**6))
-def test_union_and_intersection_are_those_of_the_token_masks(seed: int) -> None:
-    parts = random_layouts(seed, [(1, 1), (2, 1), (1, 3)])
-    a, b, c = (part.token_mask() for part in parts)
-    assert torch.equal(policies.union(*parts).token_mask(), a | b | c)
-    assert torch.equal(policies.intersect(*parts).token_mask(), a & b & c)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 10**6))
-def test_each_head_sees_by_its_own_layout(seed: int) -> None:
-    parts = random_layouts(seed, [(1, 1), (2, 1), (1, 1)])
-    mixed = policies.per_head(parts)
-    assert mixed.kv_num.shape[:2] == (2, 3)
-    for head, part in enumerate(parts):
-        assert torch.equal(mixed.token_mask()[:, head], part.token_mask()[:, 0].expand(2, -1, -1))
-
-
-@settings(deadline=None)
-@given(st.sampled_from([16, 32]), st.sampled_from([16, 32]), st.integers(1, 9), st.integers(1, 9))
-def test_smaller_blocks_keep_the_same_token_pairs(block_q: int, block_k: int, height: int, width: int) -> None:
-    layout = policies.local_2d((height, width), (4, 8), tile=(4, 8))
-    split = policies.split_blocks(layout, block_q=block_q, block_k=block_k)
-    assert (split.block_q, split.block_k) == (block_q, block_k)
-    assert torch.equal(split.token_mask(), layout.token_mask())
-    assert torch.equal(raster_mask(split), raster_mask(layout))
-    BlockLayout.from_dense(  # the constructor's checks pass
-        split.to_dense(), block_q=block_q, block_k=block_k, num_q=split.num_q, num_k=split.num_k, q_len=split.q_len,
-        k_len=split.k_len, perm=split.perm, inv_perm=split.inv_perm,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "build",
     [
@@ -303,14 +239,6 @@ def test_a_video_of_sixteen_thousand_tokens_has_the_density_of_its_window() -> N
     assert layout.density() == pytest.approx(27 / 256)
 
 
-def test_a_policy_made_in_inference_mode_trains() -> None:
-    with torch.inference_mode():
-        order = tile_order((12, 20), (4, 4))
-    x = torch.randn(1, 1, 240, 4, requires_grad=True)
-    x.index_select(-2, order.perm).sum().backward()
-    assert torch.equal(x.grad, torch.ones_like(x))
-
-
 FULL = policies.full((8, 8), (4, 4))
 SEQUENCE = BlockLayout.full(block_q=16, block_k=16, num_q=64, num_k=64)
 CROSS = BlockLayout.full(block_q=16, block_k=16, num_q=64, num_k=32)
@@ -319,9 +247,6 @@ CROSS = BlockLayout.full(block_q=16, block_k=16, num_q=64, num_k=32)
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: policies.full((8, 0), (4, 4)), r"grid is \(8, 0\); expected at least 1 token"),
-        (lambda: policies.full((8, 8), (4,)), r"tile is \(4,\); expected at least 1 token along each of the grid's 2"),
-        (lambda: policies.full((8, 8), (3, 4)), r"tile is \(3, 4\), 12 tokens; expected one of"),
         (lambda: policies.local_2d((8, 8), (4, 0), tile=(4, 4)), r"window is \(4, 0\)"),
         (lambda: policies.local_3d((8, 8), (4, 4, 4)), "tile is"),
         (lambda: policies.radial((8, 8), tile=(4, 4)), r"grid is \(8, 8\); expected \(frames, rows, columns\)"),
@@ -333,12 +258,6 @@ CROSS = BlockLayout.full(block_q=16, block_k=16, num_q=64, num_k=32)
         (lambda: policies.diagonal(CROSS), "layout has 64 queries and 32 keys"),
         (lambda: policies.text_first(CROSS, 4), "layout has 64 queries and 32 keys"),
         (lambda: policies.text_first(FULL, 0), "num_text is 0"),
-        (lambda: policies.union(), "layouts is empty"),
-        (lambda: policies.union(SEQUENCE, CROSS), r"layouts\[1\].num_k is 32; expected 64"),
-        (lambda: policies.union(FULL, SEQUENCE), r"layouts\[1\].perm is another token order"),
-        (lambda: policies.union(*random_layouts(0, [(1, 2), (1, 3)])), r"layouts\[0\] has a heads size of 2"),
-        (lambda: policies.per_head(random_layouts(0, [(1, 1), (1, 2)])), r"layouts\[1\] has 2 heads; expected 1"),
-        (lambda: policies.split_blocks(FULL, block_q=32, block_k=16), "block_q is 32; expected one of"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name_and_value(build: Callable[[], BlockLayout], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Routed layouts against loops over single rows, in plain Python, and the cache's counts."""
+"""Routed layouts against loops over single rows, in plain Python."""
 
 import itertools
 import math
@@ -14,9 +14,7 @@ from torch import Tensor
 from mezzotint.kernels import policies
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.routing import (
-    LayoutCache,
     block_scores,
-    pool_blocks,
     share_heads,
     top_blocks,
     top_mass,
@@ -36,58 +34,6 @@ def pooled_by_loop(x: Tensor, block: int, lengths: list[int]) -> Tensor:
         x[:, :, i * block : i * block + n].mean(2) if n else torch.zeros_like(x[:, :, 0]) for i, n in enumerate(lengths)
     ]
     return torch.stack(means, dim=2)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 80), st.data())
-def test_a_pooled_block_is_the_mean_of_its_valid_tokens(tokens: int, data: Any) -> None:
-    whole = [min(16, tokens - start) for start in range(0, tokens, 16)]
-    lengths = [data.draw(st.integers(0, n)) for n in whole]
-    x = random(2, 3, tokens, 4)
-    torch.testing.assert_close(pool_blocks(x, 16), pooled_by_loop(x, 16, whole))
-    valid = torch.tensor(lengths, dtype=torch.int32)
-    wanted = pooled_by_loop(x, 16, lengths)
-    for i, n in enumerate(lengths):
-        x[:, :, i * 16 + n : i * 16 + whole[i]] = torch.nan
-    torch.testing.assert_close(pool_blocks(x, 16, valid), wanted)
-
-
-def test_pooling_has_the_gradient_of_a_mean_and_none_in_padding() -> None:
-    lengths = torch.tensor([16, 3, 0], dtype=torch.int32)
-    x = random(1, 2, 40, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda y: pool_blocks(y, 16, lengths), (x,))
-    (gradient,) = torch.autograd.grad(pool_blocks(x, 16, lengths).sum(), x)
-    wanted = torch.tensor([1 / 16] * 16 + [1 / 3] * 3 + [0.0] * 21, dtype=torch.float64)
-    torch.testing.assert_close(gradient[0, 1, :, 0], wanted)
-
-
-def test_pooling_of_half_precision_sums_in_float32() -> None:
-    x = (random(1, 1, 128, 8) + 100).to(torch.bfloat16).requires_grad_()
-    pooled = pool_blocks(x, 128)
-    assert pooled.dtype == torch.float32
-    torch.testing.assert_close(pooled[0, 0, 0], x[0, 0].detach().float().mean(0))
-    (gradient,) = torch.autograd.grad(pooled.sum(), x)
-    assert gradient.dtype == torch.bfloat16
-
-
-def test_pooling_is_an_operation_that_torch_can_trace() -> None:
-    x, lengths = random(1, 2, 40, 3).requires_grad_(), torch.tensor([16, 3, 0], dtype=torch.int32)
-    torch.library.opcheck(torch.ops.mezzotint.pool_blocks.default, (x, lengths, 16))
-
-
-@pytest.mark.parametrize(
-    ("x", "block", "lengths", "message"),
-    [
-        (torch.zeros(1, 20, 4), 16, None, r"x is torch.float32 \[1, 20, 4\]"),
-        (torch.zeros(1, 1, 20, 4, dtype=torch.int32), 16, None, "x is torch.int32"),
-        (torch.zeros(1, 1, 20, 4), 0, None, "block is 0"),
-        (torch.zeros(1, 1, 20, 4), 16, torch.tensor([16], dtype=torch.int32), r"expected int32 \[2\]"),
-        (torch.zeros(1, 1, 20, 4), 16, torch.tensor([16, 4]), "lengths is torch.int64"),
-    ],
-)
-def test_pooling_refuses_what_does_not_fit(x: Tensor, block: int, lengths: Tensor | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pool_blocks(x, block, lengths)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -251,7 +197,7 @@ def test_regions_may_be_limited_to_candidates_and_keep_what_always_counts() -> N
 
 
 SCORES = torch.zeros(1, 2, 5, 5)
-TWO_HEADS = BlockLayout.from_dense(
+THREE_HEADS = BlockLayout.from_dense(
     torch.ones(1, 3, 5, 5, dtype=torch.bool), block_q=16, block_k=32, num_q=70, num_k=150
 )
 SQUARE = policies.full((8, 8), (4, 4))
@@ -266,9 +212,9 @@ X = torch.zeros(1, 2, 64, 4)
         (lambda: share_heads(SCORES, 3), "groups is 3; expected a divisor of the 2 heads"),
         (lambda: top_blocks(SCORES, RAGGED, 0), "count is 0"),
         (lambda: top_blocks(SCORES[..., :4], RAGGED, 1), r"scores has shape \[1, 2, 5, 4\]"),
-        (lambda: top_blocks(SCORES, TWO_HEADS, 1), "candidates has a heads size of 3; expected 1 or 2"),
-        (lambda: top_blocks(SCORES, RAGGED, 1, always=TWO_HEADS), "always has a heads size of 3; expected 1 or 2"),
-        (lambda: top_blocks(SCORES, RAGGED, 1, always=SQUARE), r"layouts\[1\].block_k is 16; expected 32"),
+        (lambda: top_blocks(SCORES, THREE_HEADS, 1), "candidates has a heads size of 3; expected 1 or 2"),
+        (lambda: top_blocks(SCORES, RAGGED, 1, always=THREE_HEADS), "always has a heads size of 3; expected 1 or 2"),
+        (lambda: top_blocks(SCORES, RAGGED, 1, always=SQUARE), "always.block_k is 16; expected 32, as candidates has"),
         (lambda: top_mass(SCORES, RAGGED, 0.0), "mass is 0.0; expected above 0"),
         (lambda: top_mass(SCORES, RAGGED, 1.1), "mass is 1.1"),
         (lambda: top_mass(SCORES, RAGGED, 0.5, max_count=0), "max_count is 0"),
@@ -281,57 +227,3 @@ X = torch.zeros(1, 2, 64, 4)
 def test_what_does_not_fit_is_refused_by_name_and_value(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
-
-
-def run(cache: LayoutCache, layers: int, steps: int) -> list[tuple[int, int]]:
-    """One run of a model; returns the (layer, step) at which each layer's layout was chosen, layer by layer."""
-    made: dict[int, tuple[int, int]] = {}
-
-    def choose(at: tuple[int, int]) -> BlockLayout:
-        layout = BlockLayout.full(block_q=16, block_k=16, num_q=16, num_k=16)
-        made[id(layout)] = at
-        kept.append(layout)
-        return layout
-
-    kept: list[BlockLayout] = []  # alive, so that no id comes twice
-    used = []
-    for step, layer in itertools.product(range(steps), range(layers)):
-        layout = cache.get(layer, step, lambda at=(layer, step): choose(at))
-        used.append(made[id(layout)])
-    return used
-
-
-def test_a_layout_serves_its_group_of_layers_and_steps() -> None:
-    cache = LayoutCache(layers=2, steps=3)
-    used = run(cache, layers=5, steps=7)
-    wanted = [(layer // 2 * 2, step // 3 * 3) for step, layer in itertools.product(range(7), range(5))]
-    assert used == wanted
-    assert cache.num_computed == 3 * 3
-    assert cache.num_reused == 5 * 7 - 9
-    assert cache.report() == "layout chosen 9 times for 35 calls (26%)"
-
-
-def test_a_new_run_reuses_nothing_of_the_last_one() -> None:
-    cache = LayoutCache(layers=4, steps=100)
-    run(cache, layers=4, steps=3)
-    run(cache, layers=4, steps=3)
-    assert cache.num_computed == 2
-    cache.clear()
-    run(cache, layers=4, steps=1)
-    assert cache.num_computed == 3
-
-
-def test_variants_are_kept_apart() -> None:
-    cache = LayoutCache(layers=2, steps=2)
-    small, large = (BlockLayout.full(block_q=16, block_k=16, num_q=n, num_k=n) for n in (16, 32))
-    assert cache.get(0, 0, lambda: small, variant="small") is small
-    assert cache.get(0, 0, lambda: large, variant="large") is large
-    assert cache.get(1, 1, lambda: large, variant="small") is small
-    assert (cache.num_computed, cache.num_reused) == (2, 1)
-
-
-def test_the_cache_refuses_what_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match="layers is 0"):
-        LayoutCache(layers=0)
-    with pytest.raises(ValueError, match="step is -1"):
-        LayoutCache().get(0, -1, lambda: RAGGED)
