@@ -42,7 +42,6 @@ def flex_token_mask(block_mask: BlockMask, layout: BlockLayout) -> Tensor:
 
 
 @settings(max_examples=15, deadline=None)
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.booleans())
 def test_block_mask_means_the_same_pairs_and_comes_back(seed: int, padded: bool) -> None:
     layout = random_layout(seed, padded=padded)

@@ -240,7 +240,6 @@ def test_a_video_of_sixteen_thousand_tokens_has_the_density_of_its_window() -> N
 
 
 FULL = policies.full((8, 8), (4, 4))
-SEQUENCE = BlockLayout.full(block_q=16, block_k=16, num_q=64, num_k=64)
 CROSS = BlockLayout.full(block_q=16, block_k=16, num_q=64, num_k=32)
 
 
