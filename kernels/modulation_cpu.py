@@ -9,7 +9,7 @@ import struct
 import torch
 from torch import Tensor
 
-from mezzotint.kernels.native_build import native_library, why_not_native
+from mezzotint.kernels.native_modulation import modulation_library
 from mezzotint.kernels.native_team import team_address
 
 LEVELS = ("generic", "avx2", "avx512", "avx512bf16")
@@ -22,8 +22,6 @@ CHUNK = 64
 
 SERIAL_ELEMENTS = 32_768
 """Elements of x for which one thread is enough: waking a second one costs more than it saves."""
-
-ABI = 1  # MODULATION_ABI of native/modulation.c
 
 _CALL = struct.Struct("=25qd")  # struct modulation_call of native/modulation.c
 
@@ -42,7 +40,8 @@ def why_not(x: Tensor, shift: Tensor, scale: Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _why_not_native() -> str | None:
-    return why_not_native()
+    library = modulation_library()
+    return library if isinstance(library, str) else None
 
 
 def forward(x: Tensor, shift: Tensor, scale: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,28 +106,19 @@ def _run(function: str, tensors: tuple[Tensor | None, ...], eps: float) -> None:
         raise ValueError(f"instruction set is {LEVELS[_level()]}; expected one that this machine has")
 
 
-_ready: ctypes.CDLL | None = None
-_best_level = 0
 _forced_level: int | None = None  # tests run every level that the machine has
+_best_level: int | None = None
 
 
 def _library() -> ctypes.CDLL:
-    """The C kernels with their types declared. Raises ValueError where they cannot be built."""
-    global _ready, _best_level
-    if _ready is None:
-        library = native_library()
-        if library is None:
-            raise ValueError(f"the native modulation was asked for; expected another backend, since {why_not_native()}")
-        for name in ("modulation_abi", "modulation_level", "modulation_forward", "modulation_backward"):
-            getattr(library, name).restype = ctypes.c_int64
-        library.modulation_forward.argtypes = library.modulation_backward.argtypes = [ctypes.c_char_p]
-        if library.modulation_abi() != ABI:
-            raise ValueError(f"modulation_abi() of the native library is {library.modulation_abi()}; expected {ABI}")
-        _best_level = int(library.modulation_level())
-        _ready = library
-    return _ready
+    library = modulation_library()
+    if isinstance(library, str):
+        raise ValueError(f"the C kernel of norm_modulate was asked for; expected another backend, since {library}.")
+    return library
 
 
 def _level() -> int:
-    _library()
+    global _best_level
+    if _best_level is None:
+        _best_level = int(_library().modulation_level())
     return _best_level if _forced_level is None else _forced_level
