@@ -184,7 +184,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x, scale, mean, rstd)
 
 
-def _backward(ctx: Any, d_out: Tensor, d_mean: None, d_rstd: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_out: Tensor | None, d_mean: None, d_rstd: None) -> tuple[Tensor | None, ...]:
+    if d_out is None:  # nothing came from behind
+        return (None,) * 6
     gradients = _norm_modulate_backward(d_out, *ctx.saved_tensors, ctx.norm, ctx.backend)
     return *gradients, None, None, None
 

@@ -66,7 +66,7 @@ def check_results(
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("condition_dtype", [None, torch.float32])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 19, 40), (1, 33, 144)])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 19, 40), (1, 33, 144)])
 def test_modulation(
     shape: tuple[int, int, int], dtype: torch.dtype, condition_dtype: torch.dtype | None, norm: str
 ) -> None:

@@ -16,9 +16,9 @@ LIBRARY = modulation_library()
 needs_compiler = pytest.mark.skipif(isinstance(LIBRARY, str), reason=f"no C library: {LIBRARY}")
 BACKENDS = ("reference", pytest.param("cpu", marks=needs_compiler))
 NORMS = ("layer", "rms")
-# Channels: one, fewer than a vector, ragged after four and after two vectors, and whole vectors; tokens: one, fewer
-# than a chunk, ragged after one and after two chunks.
-SHAPES = ((1, 1, 1), (2, 5, 7), (3, 70, 40), (1, 64, 88), (2, 130, 320))
+# Channels: fewer than a vector, ragged after one and after several, and whole vectors; tokens: one, fewer than a chunk,
+# ragged after one and after two chunks.
+SHAPES = ((1, 1, 3), (2, 5, 7), (3, 70, 40), (1, 64, 88), (2, 130, 320))
 DTYPES = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32))
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -128,7 +128,7 @@ def test_gradients_of_any_strides_are_taken(backend: str) -> None:
 
     for strided in (d_out, d_out[:1, :1, :1].expand(2, 5, 24), d_out[:, :1].expand(2, 5, 24)):
         for got, want in zip(run(strided), run(strided.contiguous()), strict=True):
-            assert torch.equal(got, want)
+            torch.testing.assert_close(got, want)
 
 
 @needs_compiler
@@ -167,6 +167,15 @@ def test_a_token_of_zeros_gives_the_shift(norm: str, backend: str) -> None:
     _, shift, scale = make_inputs((2, 3, 40), (torch.float32, torch.float32))
     out = norm_modulate(torch.zeros(2, 3, 40), shift, scale, norm=norm, backend=backend)
     assert torch.equal(out, shift[:, None].expand(2, 3, 40))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_channel_is_its_own_mean(backend: str) -> None:
+    inputs = make_inputs((2, 3, 1), (torch.float32, torch.float32))
+    out, dx, _, d_scale = results(lambda *given: norm_modulate(*given, backend=backend), inputs, torch.ones(2, 3, 1))
+    assert torch.equal(out, inputs[1][:, None].expand(2, 3, 1))
+    assert dx.abs().max() < 1e-3  # g - g, which eps multiplies by 1000
+    assert not d_scale.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
