@@ -14,6 +14,9 @@ Prediction = Literal["x", "v"]
 AttentionPattern = Literal["full", "window", "routed"]
 PatchSpace = Literal["pixels", "components"]
 
+PLACE_FEATURES = 64
+"""Sines and cosines that tell a token its place (see positions.place_table)."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "text_conditioning": ("joint", "cross"),
     "norm": ("layer", "rms"),
@@ -38,6 +41,8 @@ class DiTConfig:
     max_text_tokens: text tokens that the network reads; the pooled text vector sees the whole prompt.
     text_conditioning: "joint" puts text and image tokens in one sequence; "cross" lets image tokens
         attend to the text tokens, padding masked.
+    place_embedding: add to each image token an embedding of its place from the centre of the grid. Rotary
+        positions alone tell only how tokens lie to each other.
     attention: which image tokens see each other. "full": all; "window": each square tile of tokens sees a window of
         tiles around it; "routed": each tile sees the tiles whose pooled keys fit its pooled query best, chosen in
         every layer and head (BiFormer, arXiv 2303.08810). Text is always seen, and sees all.
@@ -65,6 +70,7 @@ class DiTConfig:
     mlp: Mlp = "gelu"
     qk_norm: bool = True
     rope_theta: float = 100.0
+    place_embedding: bool = False
     attention: AttentionPattern = "full"
     attention_tile: int = 8
     attention_window: int = 24

@@ -3,7 +3,7 @@
 from math import prod
 
 from mezzotint.dit.attention_cost import Grid, attention_cost
-from mezzotint.dit.config import DiTConfig
+from mezzotint.dit.config import PLACE_FEATURES, DiTConfig
 
 
 def forward_flops(config: DiTConfig, grid: Grid, num_text_tokens: int | None = None) -> int:
@@ -44,7 +44,8 @@ def _embedding_flops(config: DiTConfig, num_image_tokens: int, num_text_tokens: 
         patches = 2 * num_image_tokens * config.patch_bottleneck * (config.patch_values + c)
     else:
         patches = 2 * num_image_tokens * config.patch_values * c
+    places = 2 * num_image_tokens * PLACE_FEATURES * c if config.place_embedding else 0
     text = 2 * num_text_tokens * config.text_size * c
     # time MLP (256 -> C -> C), pooled text MLP (text -> C -> C), shared modulation table (C -> 6C), final (C -> 2C)
     condition = 2 * (256 * c + c * c) + 2 * (config.text_size * c + c * c) + 2 * c * 8 * c
-    return patches + text + condition
+    return patches + places + text + condition

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mezzotint.dit.blocks import Block, FinalLayer
 from mezzotint.dit.components import PatchComponents
-from mezzotint.dit.config import AttentionPattern, DiTConfig, Mlp, Norm, PatchSpace, Prediction, TextConditioning
+from mezzotint.dit.config import PLACE_FEATURES, AttentionPattern, DiTConfig, Mlp, Norm, PatchSpace, Prediction, TextConditioning
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
-from mezzotint.dit.positions import rope_table
+from mezzotint.dit.positions import place_table, rope_table
 from mezzotint.dit.sparse_attention import sparse_attention
 
 
@@ -49,6 +49,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         mlp: Mlp = "gelu",
         qk_norm: bool = True,
         rope_theta: float = 100.0,
+        place_embedding: bool = False,
         attention: AttentionPattern = "full",
         attention_tile: int = 8,
         attention_window: int = 24,
@@ -62,6 +63,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         in_components = shape.patch_space == "components"
         self.components = PatchComponents(shape) if in_components else None
         self.patch_embed = nn.Linear(patch_bottleneck, hidden_size) if in_components else PatchEmbed(shape)
+        self.place_embed = nn.Linear(PLACE_FEATURES, hidden_size, bias=False) if place_embedding else None
         self.text_embed = nn.Linear(text_size, hidden_size)
         self.time_embed = VectorEmbed(256, hidden_size)
         self.pooled_embed = VectorEmbed(text_size, hidden_size)
@@ -124,6 +126,8 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self, tokens: Tensor, grid: tuple[int, int], t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None
     ) -> Tensor:
         """Embedded image tokens [B, N, C] to what the last layer says of each patch."""
+        if self.place_embed is not None:
+            tokens = tokens + self.place_embed(_cached_places(grid).to(tokens.device, self.dtype))
         words = self.text_embed(text.to(self.dtype))
         condition = self._condition(t, pooled)
         joint = self.shape.text_conditioning == "joint"
@@ -161,6 +165,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
 
 _cached_rope = lru_cache(maxsize=64)(rope_table)
+_cached_places = lru_cache(maxsize=64)(place_table)
 
 
 def _keys_to_see(text_mask: Tensor | None, words: Tensor) -> Tensor:

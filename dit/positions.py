@@ -9,6 +9,8 @@ Shape suffixes: N tokens, D head channels, F frequencies.
 import torch
 from torch import Tensor
 
+from mezzotint.dit.config import PLACE_FEATURES
+
 
 def rope_table(grid: tuple[int, int], head_dim: int, theta: float, num_text_tokens: int = 0) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `num_text_tokens` unturned tokens followed by a rows x columns grid.
@@ -23,6 +25,21 @@ def rope_table(grid: tuple[int, int], head_dim: int, theta: float, num_text_toke
     angles = torch.cat([angles.new_zeros(num_text_tokens, head_dim // 2), angles])
     angles_ND = torch.cat([angles, angles], dim=1)
     return angles_ND.cos().float(), angles_ND.sin().float()
+
+
+def place_table(grid: tuple[int, int]) -> Tensor:
+    """Where each token of a rows x columns grid lies from the centre, as sines and cosines: fp32 [N, 64], on the CPU.
+
+    Wavelengths run from 2 to 128 tokens. Rotary positions tell only how two tokens lie to each other; what to draw
+    at the left edge needs the place itself (Vaswani and others, arXiv 1706.03762, section 3.5, over two axes).
+    """
+    rows, columns = grid
+    count = PLACE_FEATURES // 4  # sines and cosines of rows and of columns
+    frequencies_F = torch.pi * 64.0 ** -(torch.arange(count, dtype=torch.float64) / (count - 1))
+    row_N = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns) - (rows - 1) / 2
+    column_N = torch.arange(columns, dtype=torch.float64).repeat(rows) - (columns - 1) / 2
+    angles = torch.cat([row_N[:, None] * frequencies_F, column_N[:, None] * frequencies_F], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 def apply_rope(x: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from mezzotint.dit.config import DiTConfig
 from mezzotint.dit.model import DiT
 from mezzotint.sampling.precision import DTYPES
 from mezzotint.sampling.text import EMBEDDED, TextEncoder
@@ -90,8 +91,8 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         checkpoint = load_checkpoint(folder)
-        before = checkpoint.state["config"]["model"]
-        if before != to_mapping(self.config)["model"]:
+        # As settings, so that one which came with a later release counts with its default.
+        if DiTConfig.from_mapping(checkpoint.state["config"]["model"]) != self.config.model:
             raise ConfigError(
                 f"{folder} holds a network with other settings; give another --output, or the same model."
             )

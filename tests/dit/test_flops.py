@@ -18,6 +18,7 @@ SMALL = DiTConfig(
 CONFIGS = {
     "as in the experiments": SMALL,
     "without a bottleneck": replace(SMALL, patch_bottleneck=0),
+    "places": replace(SMALL, place_embedding=True),
     "components": replace(SMALL, patch_space="components"),
     "swiglu": replace(SMALL, mlp="swiglu"),
     "a window": replace(SMALL, attention="window", attention_tile=4, attention_window=4),

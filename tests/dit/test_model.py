@@ -25,6 +25,7 @@ VARIANTS = {
     "predicts velocity": replace(SMALL, prediction="v"),
     "window": replace(SMALL, attention="window", attention_tile=4, attention_window=4),
     "routed": replace(SMALL, attention="routed", attention_tile=4, attention_keep=0.3),
+    "places": replace(SMALL, place_embedding=True),
     "components": replace(SMALL, patch_space="components"),
 }
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -1,9 +1,11 @@
 """Rotary positions on a grid: what attention sees must depend on differences of rows and columns alone."""
 
+import math
+
 import pytest
 import torch
 
-from mezzotint.dit.positions import apply_rope, rope_table
+from mezzotint.dit.positions import apply_rope, place_table, rope_table
 
 
 def turned(x: torch.Tensor, grid: tuple[int, int], text: int = 0) -> torch.Tensor:
@@ -43,3 +45,19 @@ def test_the_angles_are_those_of_the_formula(grid: tuple[int, int]) -> None:
         expected = torch.tensor(angles * 2)
         torch.testing.assert_close(cos[n], expected.cos(), atol=1e-6, rtol=0)
         torch.testing.assert_close(sin[n], expected.sin(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 8), (20, 33)])
+def test_each_place_has_its_own_features_counted_from_the_centre(grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    table = place_table(grid)
+    assert table.shape == (rows * columns, 64)
+    distances = torch.cdist(table.double(), table.double()) + 9 * torch.eye(rows * columns)
+    assert distances.min() > 0.1
+    larger = place_table((rows + 2, columns + 4)).view(rows + 2, columns + 4, 64)
+    torch.testing.assert_close(larger[1:-1, 2:-2].reshape(-1, 64), table, atol=1e-5, rtol=0)
+    for n in range(0, rows * columns, 7):
+        row, column = n // columns - (rows - 1) / 2, n % columns - (columns - 1) / 2
+        angles = [place * math.pi * 64.0 ** (-k / 15) for place in (row, column) for k in range(16)]
+        wanted = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        assert table[n].tolist() == pytest.approx(wanted, abs=1e-5)

@@ -1,6 +1,7 @@
 """A whole tiny run in this process: what it writes, what it takes up, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -195,6 +196,15 @@ def test_a_model_of_another_shape_is_refused(run: Path, tmp_path: Path, tiny_set
     model = export_run(run, tmp_path / "model")
     with pytest.raises(ConfigError, match="a network of another shape"):
         Trainer(from_mapping(tiny_settings(model={"num_layers": 3})), tmp_path / "x", init_from=str(model))
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(run: Path, tmp_path: Path, tiny_settings: Settings) -> None:
+    older = shutil.copytree(run, tmp_path / "older")
+    for folder in list_checkpoints(older):
+        state = json.loads((folder / "state.json").read_text())
+        del state["config"]["model"]["attention"]
+        (folder / "state.json").write_text(json.dumps(state))
+    assert Trainer(from_mapping(tiny_settings(max_steps=6)), older).step == 6
 
 
 def test_a_run_of_another_network_is_not_taken_up(run: Path, tiny_settings: Settings) -> None:
