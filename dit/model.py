@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from mezzotint.dit.blocks import Block, FinalLayer
 from mezzotint.dit.components import PatchComponents
-from mezzotint.dit.config import PLACE_FEATURES, AttentionPattern, DiTConfig, Mlp, Norm, PatchSpace, Prediction, TextConditioning
+from mezzotint.dit.config import (
+    PLACE_FEATURES,
+    AttentionPattern,
+    DiTConfig,
+    Mlp,
+    Norm,
+    PatchSpace,
+    Prediction,
+    TextConditioning,
+)
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
 from mezzotint.dit.positions import place_table, rope_table
 from mezzotint.dit.sparse_attention import sparse_attention
