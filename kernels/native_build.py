@@ -94,6 +94,15 @@ def build(directory: Path | None = None) -> Path:
     return target
 
 
+def prebuild() -> Path:
+    """Puts the library beside its sources, for an image that will have no compiler; returns its path.
+
+    From then on it is the one that is loaded, whatever becomes of the sources. Raises BuildError as `build` does.
+    """
+    shutil.copy(build(), PREBUILT)
+    return PREBUILT
+
+
 def find_compiler() -> list[str]:
     """The command of the C compiler: CC where it is set, else cc, gcc or clang. Raises BuildError where none is."""
     asked = os.environ.get("CC", "").strip()

@@ -64,7 +64,7 @@ static TARGET void FN(prepare_rows)(const struct attention_call *x, struct FN(ba
     int64_t row = (tile->batch * x->heads + tile->head) * x->num_q + tile->first;
     for (int64_t i = 0; i < lanes; i++) {
         int present = i < tile->valid && x->lse[row + i] != -INFINITY;
-        s->lse[i] = present ? x->lse[row + i] * LOG2E : INFINITY;
+        s->lse[i] = present ? (float)(x->lse[row + i] * LOG2E) : INFINITY;
         s->delta[i] = 0.0f;
         if (!present) continue;
         s->delta[i] = FN(row_product)(element_at(g, i * x->d_out_stride[2], x->dtype),
@@ -110,7 +110,7 @@ static TARGET void FN(backward_run)(const struct attention_call *x, struct FN(ba
     int64_t vectors = lanes / WIDTH, row_words = lanes / PAIR;
     FN(product)(s->s, lanes, s->k + run.first * d_words, d_words, 1, s->q, lanes, run.rows, vectors, d_words, 0);
     FN(product)(s->dp, lanes, s->v + run.first * v_words, v_words, 1, s->g, lanes, run.rows, vectors, v_words, 0);
-    FN(score_gradients)(s, run.rows, run.keys, lanes, (float)x->scale * LOG2E, d_bias ? d_bias + run.first : NULL);
+    FN(score_gradients)(s, run.rows, run.keys, lanes, (float)(x->scale * LOG2E), d_bias ? d_bias + run.first : NULL);
     FN(product)(s->dv + run.first * v_lanes, v_lanes, s->p, row_words, 1, s->g_pairs, v_lanes, run.rows,
                 v_lanes / WIDTH, row_words, 1);
     FN(product)(s->dk + run.first * d_lanes, d_lanes, s->ds, row_words, 1, s->q_pairs, d_lanes, run.rows,

@@ -12,8 +12,9 @@
 #include <string.h>
 
 #define LANES 64  /* queries of one tile: four vectors of 16 */
-#define LOG2E 1.4426950408889634f
-#define LN2 0.6931471805599453f
+/* double on purpose: a score of 1000 has 1e-4 of rounding as it is, and constants rounded to fp32 would add to it. */
+#define LOG2E 1.4426950408889634
+#define LN2 0.6931471805599453
 
 /* How the rows of one key/value head are packed, see pack.h. */
 enum packing { AS_ROWS, AS_ROW_PAIRS };
@@ -133,7 +134,7 @@ static inline void fill_bias(const struct attention_call *x, const struct query_
                              float *bias) {
     const float *given = x->key_bias;
     if (given) given += tile->batch * x->bias_stride[0] + tile->head * x->bias_stride[1] + run.first;
-    for (int64_t i = 0; i < run.keys; i++) bias[i] = given ? given[i] * LOG2E : 0.0f;
+    for (int64_t i = 0; i < run.keys; i++) bias[i] = given ? (float)(given[i] * LOG2E) : 0.0f;
     if (run.rows > run.keys) bias[run.keys] = -INFINITY;
 }
 

@@ -96,10 +96,12 @@ static TARGET void FN(finish_forward)(const struct attention_call *x, struct FN(
     for (int64_t lane = 0; lane < lanes; lane += WIDTH) {
         VEC total = FN(load)(s->total + lane);
         FN(store)(s->factor + lane, FN(where_nonzero)(total, FN(all)(1.0f) / total));
-        FN(store)(s->most + lane, (FN(load)(s->most + lane) + FN(log2)(total)) * FN(all)(LN2));
+        FN(store)(s->total + lane, FN(log2)(total));
     }
-    for (int64_t i = 0; i < tile->total; i++)
-        x->lse[row + i] = i < tile->valid && s->total[i] != 0.0f ? s->most[i] : -INFINITY;
+    for (int64_t i = 0; i < tile->total; i++) {
+        int present = i < tile->valid && s->factor[i] != 0.0f;
+        x->lse[row + i] = present ? (float)(((double)s->most[i] + s->total[i]) * LN2) : -INFINITY;
+    }
     FN(store_lanes)((char *)element_at(x->out, row * x->value_dim, x->dtype), x->dtype, s->o, lanes, x->value_dim,
                     tile, s->factor);
 }
@@ -115,7 +117,7 @@ static TARGET void FN(forward_tile)(const struct attention_call *x, struct FN(fo
     FN(pack_lanes)(s->q, lanes, q, x->q_stride[2], x->dtype, x->head_dim, tile->valid);
     for (int64_t i = 0; i < lanes; i++) s->most[i] = -INFINITY, s->total[i] = 0.0f;
     while (lanes && (rows = FN(next_scores)(x, s, tile, lanes, &walk, runs, &num_runs))) {
-        FN(softmax)(s, rows, lanes, filled ? channels : 0, (float)x->scale * LOG2E);
+        FN(softmax)(s, rows, lanes, filled ? channels : 0, (float)(x->scale * LOG2E));
         const WORD *p = s->p;
         for (int64_t i = 0; i < num_runs; i++, filled = 1) {
             FN(product)(s->o, lanes, s->v + runs[i].first / PAIR * channels, 1, channels, p, lanes, channels,

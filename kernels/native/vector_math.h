@@ -25,10 +25,10 @@ INLINE VEC FN(log2)(VEC x) {
     VINT bits = (VINT)x, e = (bits - 0x3f400000) >> 23;
     VEC m = (VEC)(bits - (e << 23)), one = FN(all)(1.0f);
     VEC s = (m - one) / (m + one), s2 = s * s;
-    VEC series = FN(fma)(s2, FN(all)(2.0f / 9.0f * LOG2E), FN(all)(2.0f / 7.0f * LOG2E));
-    series = FN(fma)(s2, series, FN(all)(2.0f / 5.0f * LOG2E));
-    series = FN(fma)(s2, series, FN(all)(2.0f / 3.0f * LOG2E));
-    series = FN(fma)(s2, series, FN(all)(2.0f * LOG2E));
+    VEC series = FN(fma)(s2, FN(all)(2.0f / 9.0f * (float)LOG2E), FN(all)(2.0f / 7.0f * (float)LOG2E));
+    series = FN(fma)(s2, series, FN(all)(2.0f / 5.0f * (float)LOG2E));
+    series = FN(fma)(s2, series, FN(all)(2.0f / 3.0f * (float)LOG2E));
+    series = FN(fma)(s2, series, FN(all)(2.0f * (float)LOG2E));
     return FN(fma)(s, series, __builtin_convertvector(e, VEC)) + (x - x);
 }
 
