@@ -149,19 +149,26 @@ def worst(found: Tensor, exact: Tensor) -> float:
     return (found - exact)[~apart].abs().max().item() if (~apart).any() else 0.0
 
 
+def largest(x: Tensor) -> float:
+    """Largest finite magnitude; 0 where there is none."""
+    finite = x[x.isfinite()].abs()
+    return finite.max().item() if finite.numel() else 0.0
+
+
 def assert_as_good_as_torch(problem: Problem, dtype: torch.dtype) -> None:
     """Errors against fp64 at most 2 times (outputs) and 3 times (gradients) those of the reference in the same dtype.
 
-    One unit in the last place of the largest value is always allowed: torch is now and then exact by luck.
+    One unit in the last place of the largest value is always allowed, and four of fp32 at the largest of all: torch is
+    now and then exact by luck (with one key dq is 0, the difference of two sums).
     """
     found, exact, plain = problem.ours(), problem.explicit(torch.float64), problem.explicit(dtype)
     assert found.keys() == exact.keys()
+    rest = 4 * torch.finfo(torch.float32).eps * max(largest(x) for x in exact.values())
     for name, right in exact.items():
         assert found[name].shape == right.shape, name
         ulp = torch.finfo(torch.float32 if name == "lse" else dtype).eps
-        largest = right[right.isfinite()].abs().max().item() if right.isfinite().any() else 0.0
         factor = 2 if name in ("out", "lse") else 3
-        allowed = factor * worst(plain[name], right) + ulp * largest
+        allowed = factor * worst(plain[name], right) + ulp * largest(right) + rest
         assert worst(found[name], right) <= allowed, f"{name}: {worst(found[name], right)} > {allowed}"
     seen = exact["lse"].isfinite()
     assert (found["out"][~seen] == 0).all()
