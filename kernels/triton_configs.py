@@ -80,13 +80,18 @@ def split_channels(width: int) -> tuple[int, int]:
 #: 99 KB that the smaller chips of its family (sm_86, sm_89) and sm_120 give a program.
 HALF_PRECISION: dict[tuple[int, str], dict[int, TileConfig]] = {
     (90, "forward"): {
-        80: TileConfig(128, 64, 8, 3),
+        80: TileConfig(128, 64, 4, 2),
         128: TileConfig(128, 128, 8, 2),
         256: TileConfig(128, 64, 8, 2),
     },
     (90, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(64, 64, 4, 2)},
     (90, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 128, 8, 2), 256: TileConfig(64, 64, 8, 2)},
-    (80, "forward"): {80: TileConfig(128, 64, 4, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(64, 32, 4, 2)},
+    (80, "forward"): {
+        64: TileConfig(128, 64, 4, 2),
+        80: TileConfig(64, 64, 4, 2),
+        128: TileConfig(128, 64, 8, 2),
+        256: TileConfig(64, 32, 4, 2),
+    },
     (80, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(64, 32, 8, 1)},
     (80, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 64, 8, 1)},
 }
