@@ -18,10 +18,11 @@ FEWEST_PAIRS = {
 }
 """Instruction set and dtype: the fewest num_q * num_k of a forward alone, and of a forward and backward.
 
-Measured at 16 heads of 72 channels, 16 to 4,096 tokens, two Zen 5 cores shared with other work (SDPA's time over ours):
-avx512bf16 1.4 to 11 forward and 3.6 or more with the backward; avx512 1.3 and 2.1 or more; avx2 1.1 or more in both, but
-for 0.93 and 0.95 at 16 tokens. The lower sets were forced on that machine, where torch keeps AVX-512: on one that has
-no more than AVX2, torch is slower as well. What is not in the table was not measured, and runs in torch.
+Measured at 16 heads of 72 channels on two Zen 5 cores that other work shared, so the ratios are rough. SDPA's time over
+ours was, forward and with the backward, at least 1.4 and 2.8 for avx512bf16 (bf16, 16 to 4,096 tokens), 1.2 and 2.0 for
+avx512 and 1.1 and 1.1 for avx2 (16, 256 and 1,024 tokens), but for 0.93 and 0.95 with avx2 at 16 tokens. The lower sets
+were forced on that machine, where torch keeps AVX-512; machines that have no more were not measured. What is not in the
+table runs in torch.
 """
 
 
