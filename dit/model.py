@@ -122,12 +122,15 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         tokens = self.patch_embed(patchify(x.to(self.dtype), self.shape.patch_size), self._input_scale(t))
         return unpatchify(self._transform(tokens, grid, t, text, pooled, text_mask), grid, self.shape.patch_size)
 
-    def _predict_maps(self, components: PatchComponents, maps: Tensor, t: Tensor, *text: Tensor | None) -> Tensor:
+    def _predict_maps(
+        self, components: PatchComponents, maps: Tensor, t: Tensor, text: Tensor, pooled: Tensor,
+        text_mask: Tensor | None,
+    ) -> Tensor:
         grid = (maps.shape[-2], maps.shape[-1])
         noisy_BNK = maps.flatten(2).transpose(1, 2)
         input_scale, kept, answer_scale = components.scales(t, self.shape.noise_scale)
         tokens = self.patch_embed((noisy_BNK * input_scale).to(self.dtype))
-        answer_BNK = self._transform(tokens, grid, t, *text)
+        answer_BNK = self._transform(tokens, grid, t, text, pooled, text_mask)
         clean_BNK = torch.addcmul(noisy_BNK * kept, answer_BNK.float(), answer_scale)
         return clean_BNK.transpose(1, 2).unflatten(2, grid)
 

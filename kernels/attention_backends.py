@@ -38,7 +38,7 @@ class Backend(Protocol):
 
 def backend_module(name: str) -> Backend:
     """The module of a backend, imported when it is first asked for."""
-    return import_module(f"mezzotint.kernels.{_MODULES[name]}")  # type: ignore[return-value]
+    return import_module(f"mezzotint.kernels.{_MODULES[name]}")
 
 
 def chosen_backend(

@@ -81,9 +81,9 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = _layout(q, k, kv_num, kv_idx, q_len, k_len, q_num, q_idx, block_q, block_k)
     _ran.name = backend
-    *gradients, d_bias = backend_module(backend).backward(d_out, d_lse, q, k, v, out, lse, layout, scale, key_bias)
+    dq, dk, dv, d_bias = backend_module(backend).backward(d_out, d_lse, q, k, v, out, lse, layout, scale, key_bias)
     # An operation cannot return None among its tensors.
-    return *gradients, d_bias if d_bias is not None else q.new_empty(0, dtype=torch.float32)
+    return dq, dk, dv, d_bias if d_bias is not None else q.new_empty(0, dtype=torch.float32)
 
 
 @_attention_backward.register_fake

@@ -30,8 +30,8 @@ class _Lists(NamedTuple):
 
     block_q: int
     block_k: int
-    pointers: tuple[int, int, int, int]
-    strides: tuple[int, int, int, int, int]
+    pointers: tuple[int, ...]  # counts, indices, lengths of queries and of keys
+    strides: tuple[int, ...]  # batch and head of the counts; batch, head and row of the indices
     keep: tuple[Tensor, ...]  # what the addresses point into
 
 
@@ -118,7 +118,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     _check(q, k, v, key_bias)
     if q.numel() == 0 or k.numel() == 0 or v.numel() == 0:
-        return torch.zeros(q.shape, dtype=q.dtype), *(torch.zeros_like(x) for x in (k, v)), _zeros_like(key_bias)
+        return torch.zeros(q.shape, dtype=q.dtype), torch.zeros_like(k), torch.zeros_like(v), _zeros_like(key_bias)
     parts = _parts(q, k)
     sums = q.dtype if parts == 1 else torch.float32
     dq = torch.empty(q.shape, dtype=q.dtype)

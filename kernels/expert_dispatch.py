@@ -169,7 +169,7 @@ class Backend(Protocol):
 def _run(name: str) -> Backend:
     """The backend's module, imported when it is first asked for: triton is not everywhere."""
     _ran.name = name
-    return import_module(f"mezzotint.kernels.expert_dispatch_{name}")  # type: ignore[return-value]
+    return import_module(f"mezzotint.kernels.expert_dispatch_{name}")
 
 
 @torch.library.custom_op("mezzotint::gather_tokens", mutates_args=())

@@ -182,7 +182,8 @@ class BlockLayout:
         moved = {name: value.to(device) for name, value in self._tensors().items()}
         if all(moved[name] is value for name, value in self._tensors().items()):
             return self
-        return dataclasses.replace(self, **moved, validate=False)
+        changes: dict[str, Any] = {**moved, "validate": False}
+        return dataclasses.replace(self, **changes)
 
     def arrange(self, x: Tensor, dim: int = -2) -> Tensor:
         """Tokens from the caller's order into the layout's, along `dim`; x itself where the layout has no order."""

@@ -84,8 +84,8 @@ def check_order(perm: Tensor, inv_perm: Tensor) -> None:
             raise ValueError(f"{name}{list(at)} is {int(value[at])}; expected 0 to {limit - 1}")
     wrong = perm[inv_perm] != torch.arange(inv_perm.numel(), device=perm.device)
     if bool(wrong.any()):
-        (at,) = _first(wrong)
-        raise ValueError(f"perm[inv_perm[{at}]] is {int(perm[inv_perm[at]])}; expected {at}, each token once")
+        (place,) = _first(wrong)
+        raise ValueError(f"perm[inv_perm[{place}]] is {int(perm[inv_perm[place]])}; expected {place}, each token once")
 
 
 def _first(bad: Tensor) -> tuple[int, ...]:

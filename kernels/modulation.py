@@ -139,7 +139,7 @@ class Backend(Protocol):
 
 def _module(name: str) -> Backend:
     """Imported when it is first asked for: triton is not everywhere."""
-    return import_module(f"mezzotint.kernels.modulation_{name}")  # type: ignore[return-value]
+    return import_module(f"mezzotint.kernels.modulation_{name}")
 
 
 @torch.library.custom_op("mezzotint::norm_modulate", mutates_args=())
