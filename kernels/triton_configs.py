@@ -123,14 +123,15 @@ def table_config(pass_name: str, arch: int, itemsize: int, shape: KernelShape) -
 
 
 def fit(pass_name: str, config: TileConfig, shape: KernelShape) -> TileConfig:
-    """The same configuration with tiles no larger than the layout's blocks, and warps in proportion to what is left.
+    """The same configuration with tiles no larger than the layout's blocks, and no more warps than the cut leaves rows.
 
     Warps split the side that a program owns (queries, or keys for dkdv); a warp's matrix instruction takes 16 rows of
-    it, so a warp with fewer has nothing of its own to do.
+    it. wgmma takes four warps and 64 rows together, so 64 rows keep four warps.
     """
     tile_q, tile_k = min(config.tile_q, shape.block_q), min(config.tile_k, shape.block_k)
     before, after = (config.tile_k, tile_k) if pass_name == "dkdv" else (config.tile_q, tile_q)
-    return replace(config, tile_q=tile_q, tile_k=tile_k, num_warps=max(1, config.num_warps * after // before))
+    num_warps = config.num_warps if after == before else min(config.num_warps, after // MIN_TILE)
+    return replace(config, tile_q=tile_q, tile_k=tile_k, num_warps=num_warps)
 
 
 def candidates(pass_name: str, arch: int, itemsize: int, shape: KernelShape) -> tuple[TileConfig, ...]:
