@@ -100,3 +100,20 @@ def test_pixels_and_maps_are_two_ways_into_one_network(fitted: PatchComponents, 
 def test_a_config_that_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(CONFIG, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
+def test_another_noise_scale_is_another_time(fitted: PatchComponents, pictures: torch.Tensor, t: float) -> None:
+    """At the time with the same ratio of noise and picture the network is shown and asked for the same."""
+    ratio = 8.0 * t / (1 - t)
+    later = ratio / (2.0 + ratio)
+    maps = fitted.analyse(pictures[:4])
+    unit = torch.randn(maps.shape, generator=torch.Generator().manual_seed(2))
+    shown, asked = [], []
+    for time, scale in ((t, 8.0), (later, 2.0)):
+        into, kept, out = (part.view(12, 1, 1) for part in fitted.scales(torch.tensor([time]), scale))
+        noisy = (1 - time) * maps + time * scale * unit
+        shown.append(noisy * into)
+        asked.append((maps - kept * noisy) / out)
+    torch.testing.assert_close(shown[0], shown[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(asked[0], asked[1], atol=1e-3, rtol=1e-3)
