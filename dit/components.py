@@ -25,9 +25,8 @@ class PatchComponents(nn.Module):
         super().__init__()
         values = config.in_channels * config.patch_size**2
         self.patch_size = config.patch_size
-        # In fp32, since a pretrained network is built under its own dtype, and bf16 has no QR.
-        basis_PK = torch.linalg.qr(torch.randn(values, config.patch_bottleneck, dtype=torch.float32)).Q
-        self.basis = nn.Parameter(basis_PK.to(torch.get_default_dtype()).contiguous(), requires_grad=False)
+        # Orthonormal as it stands, and cheap: `fit` or the weights of a model take its place.
+        self.basis = nn.Parameter(torch.eye(values, config.patch_bottleneck), requires_grad=False)
         self.deviation = nn.Parameter(torch.ones(config.patch_bottleneck), requires_grad=False)
 
     @torch.no_grad()

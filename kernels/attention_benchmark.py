@@ -143,6 +143,7 @@ def _flex(
 
     try:
         _call(attend, (q, k, v), q.requires_grad)()
+    # What Dynamo, Inductor and its C++ compiler raise where they cannot; the reason goes into the row.
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
         return None, f"FlexAttention does not run here ({str(error).strip().splitlines()[0][:200]})"
     return attend, None
