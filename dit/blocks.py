@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mezzotint.dit.attention import CrossAttention, SelfAttention
 from mezzotint.dit.config import DiTConfig
-from mezzotint.dit.layers import make_mlp, make_norm, modulate
+from mezzotint.dit.layers import ModulatedNorm, make_mlp, make_norm
 from mezzotint.dit.sparse_attention import SparseAttention
 
 
@@ -18,9 +18,9 @@ class Block(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm1 = make_norm(config)
+        self.norm1 = ModulatedNorm(config)
         self.attn = SelfAttention(config)
-        self.norm2 = make_norm(config)
+        self.norm2 = ModulatedNorm(config)
         self.mlp = make_mlp(config)
         self.table = nn.Parameter(torch.zeros(6, config.hidden_size))
         self.cross_norm = make_norm(config) if config.text_conditioning == "cross" else None
@@ -35,12 +35,12 @@ class Block(nn.Module):
         text_BLC: Tensor | None = None, mask_BL: Tensor | None = None,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (shared_B6C + self.table).unbind(1)
-        attended = self.attn(modulate(self.norm1(x_BNC), shift1, scale1), cos_ND, sin_ND, sparse)
+        attended = self.attn(self.norm1(x_BNC, shift1, scale1), cos_ND, sin_ND, sparse)
         x_BNC = torch.addcmul(x_BNC, attended, gate1[:, None])
         if self.cross is not None:
             assert self.cross_norm is not None
             x_BNC = x_BNC + self.cross(self.cross_norm(x_BNC), text_BLC, mask_BL)
-        fed = self.mlp(modulate(self.norm2(x_BNC), shift2, scale2))
+        fed = self.mlp(self.norm2(x_BNC, shift2, scale2))
         return torch.addcmul(x_BNC, fed, gate2[:, None])
 
 
@@ -49,10 +49,10 @@ class FinalLayer(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm = make_norm(config)
+        self.norm = ModulatedNorm(config)
         self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.linear = nn.Linear(config.hidden_size, config.output_values)
 
     def forward(self, x_BNC: Tensor, condition_BC: Tensor) -> Tensor:
         shift, scale = self.modulation(condition_BC).chunk(2, dim=1)
-        return self.linear(modulate(self.norm(x_BNC), shift, scale))
+        return self.linear(self.norm(x_BNC, shift, scale))

@@ -10,18 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.dit.config import DiTConfig
+from mezzotint.kernels import norm_modulate
+
+NORM_EPS = 1e-6
 
 
 def make_norm(config: DiTConfig) -> nn.Module:
-    """A norm without weights of its own: the modulation that follows scales and shifts."""
+    """A norm without weights, where no modulation follows."""
     if config.norm == "rms":
-        return nn.RMSNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
-    return nn.LayerNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
+        return nn.RMSNorm(config.hidden_size, eps=NORM_EPS, elementwise_affine=False)
+    return nn.LayerNorm(config.hidden_size, eps=NORM_EPS, elementwise_affine=False)
 
 
-def modulate(x_BNC: Tensor, shift_BC: Tensor, scale_BC: Tensor) -> Tensor:
-    """x * (1 + scale) + shift, one scale and shift a picture (adaLN, DiT section 3.2)."""
-    return torch.addcmul(shift_BC[:, None], x_BNC, 1 + scale_BC[:, None])
+class ModulatedNorm(nn.Module):
+    """norm(x) * (1 + scale) + shift, one scale and shift a picture (adaLN, DiT section 3.2), as one kernel."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.kind = config.norm
+
+    def forward(self, x_BNC: Tensor, shift_BC: Tensor, scale_BC: Tensor) -> Tensor:
+        return norm_modulate(x_BNC, shift_BC, scale_BC, norm=self.kind, eps=NORM_EPS)
 
 
 class GeluMlp(nn.Module):
