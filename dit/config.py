@@ -48,6 +48,7 @@ class DiTConfig:
         every layer and head (BiFormer, arXiv 2303.08810). Text is always seen, and sees all.
     attention_tile: side of a tile in tokens, 4 or 8. attention_window: side of the window in tokens.
     attention_keep: share of the blocks that routing keeps.
+    attention_share_layers: consecutive layers that share one routed choice, that of the first of them.
     prediction: what the network returns, the clean picture ("x") or the velocity ("v").
     noise_scale: standard deviation of the noise at t = 1. A patch of p x p x c values averages unit noise
         down to 1 / p, so it has to grow with the patch.
@@ -75,6 +76,7 @@ class DiTConfig:
     attention_tile: int = 8
     attention_window: int = 24
     attention_keep: float = 0.25
+    attention_share_layers: int = 1
     prediction: Prediction = "x"
     noise_scale: float = 8.0
     data_std: float = 0.7
@@ -84,7 +86,7 @@ class DiTConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.")
         for name in ("sample_size", "in_channels", "patch_size", "hidden_size", "num_layers", "num_heads",
-                     "mlp_ratio", "attention_window", "text_size", "max_text_tokens", "rope_theta", "noise_scale",
+                     "mlp_ratio", "attention_window", "attention_share_layers", "text_size", "max_text_tokens", "rope_theta", "noise_scale",
                      "data_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0.")

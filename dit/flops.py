@@ -1,6 +1,6 @@
 """What a forward pass costs, in floating-point operations (one multiply-add is two). Pure arithmetic."""
 
-from math import prod
+from math import ceil, prod
 
 from mezzotint.dit.attention_cost import Grid, attention_cost
 from mezzotint.dit.config import PLACE_FEATURES, DiTConfig
@@ -14,21 +14,33 @@ def forward_flops(config: DiTConfig, grid: Grid, num_text_tokens: int | None = N
     return (
         _embedding_flops(config, num_image_tokens, text)
         + config.num_layers * block_flops(config, grid, text)
+        - _shared_choices(config) * _routing_flops(config, grid, text)
         + _output_flops(config, num_image_tokens)
     )
 
 
 def block_flops(config: DiTConfig, grid: Grid, num_text_tokens: int) -> int:
-    """FLOPs of one transformer block."""
+    """FLOPs of one transformer block, which chooses its own blocks of attention where they are routed."""
     c = config.hidden_size
     joint = config.text_conditioning == "joint"
     cost = attention_cost(config, grid, num_text_tokens if joint else 0)
-    attention = 2 * cost.positions * c * 4 * c + 4 * cost.pairs * c + 2 * cost.routing_pairs * c
+    attention = 2 * cost.positions * c * 4 * c + 4 * cost.pairs * c + _routing_flops(config, grid, num_text_tokens)
     if not joint:
         attention += 2 * (cost.positions * 2 + num_text_tokens * 2) * c * c
         attention += 4 * cost.positions * num_text_tokens * c
     mlp = 2 * cost.positions * c * config.mlp_size * (3 if config.mlp == "swiglu" else 2)
     return attention + mlp
+
+
+def _shared_choices(config: DiTConfig) -> int:
+    """Layers that take up the routed choice of a layer before them."""
+    return config.num_layers - ceil(config.num_layers / config.attention_share_layers)
+
+
+def _routing_flops(config: DiTConfig, grid: Grid, num_text_tokens: int) -> int:
+    """FLOPs of choosing the blocks of one layer; 0 without routing."""
+    text = num_text_tokens if config.text_conditioning == "joint" else 0
+    return 2 * attention_cost(config, grid, text).routing_pairs * config.hidden_size
 
 
 def _output_flops(config: DiTConfig, num_image_tokens: int) -> int:

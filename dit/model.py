@@ -28,6 +28,7 @@ from mezzotint.dit.config import (
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
 from mezzotint.dit.positions import place_table, rope_table
 from mezzotint.dit.sparse_attention import sparse_attention
+from mezzotint.kernels import LayoutCache
 
 
 class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -63,6 +64,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         attention_tile: int = 8,
         attention_window: int = 24,
         attention_keep: float = 0.25,
+        attention_share_layers: int = 1,
         prediction: Prediction = "x",
         noise_scale: float = 8.0,
         data_std: float = 0.7,
@@ -151,8 +153,10 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         shared = self.modulation(condition).unflatten(1, (6, -1))
         if sparse is not None:
             tokens, cos, sin = (sparse.layout.arrange(x) for x in (tokens, cos, sin))
-        for block in self.blocks:
-            tokens = self._run(block, tokens, shared, cos, sin, sparse, *side)
+        chosen = LayoutCache(layers=self.shape.attention_share_layers)
+        for layer, block in enumerate(self.blocks):
+            seen = None if sparse is None else sparse.in_layer(layer, chosen)
+            tokens = self._run(block, tokens, shared, cos, sin, seen, *side)
         if sparse is not None:
             tokens = sparse.layout.restore(tokens)
         return self.final(tokens[:, num_text:], condition)

@@ -6,7 +6,7 @@ once before the first block and restored after the last. Text tokens come first;
 Shape suffixes: B batch, N tokens, H heads, D head channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mezzotint.dit.attention_cost import kept_blocks
 from mezzotint.dit.config import DiTConfig
-from mezzotint.kernels import BlockLayout, block_sparse_attention, policies, routing
+from mezzotint.kernels import BlockLayout, LayoutCache, block_sparse_attention, policies, routing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,21 +25,33 @@ class SparseAttention:
     always: for routing, the blocks that are kept in any case (a tile's own, and the text); None takes `layout`
         as it is.
     count: for routing, blocks of keys a block of queries keeps, those of `always` included.
+    layer, chosen: for routing, the layer it is in, and what the layers of a pass share of their choices.
     """
 
     layout: BlockLayout
     always: BlockLayout | None = None
     count: int = 0
+    layer: int = 0
+    chosen: LayoutCache | None = None
+
+    def in_layer(self, layer: int, chosen: LayoutCache) -> "SparseAttention":
+        """The same in one layer of a pass."""
+        return self if self.always is None else replace(self, layer=layer, chosen=chosen)
 
     def __call__(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         """Attention [B, H, N, D] of tokens in the layout's order."""
-        out = block_sparse_attention(q_BHND, k_BHND, v_BHND, self._chosen(q_BHND, k_BHND))
+        out = block_sparse_attention(q_BHND, k_BHND, v_BHND, self._kept(q_BHND, k_BHND))
         assert isinstance(out, Tensor)  # lse was not asked for
         return out
 
-    def _chosen(self, q_BHND: Tensor, k_BHND: Tensor) -> BlockLayout:
+    def _kept(self, q_BHND: Tensor, k_BHND: Tensor) -> BlockLayout:
         if self.always is None:
             return self.layout
+        if self.chosen is None:
+            return self._choose(q_BHND, k_BHND)
+        return self.chosen.get(self.layer, 0, lambda: self._choose(q_BHND, k_BHND))
+
+    def _choose(self, q_BHND: Tensor, k_BHND: Tensor) -> BlockLayout:
         scores = routing.block_scores(q_BHND, k_BHND, self.layout)
         return routing.top_blocks(scores, self.layout, self.count, always=self.always)
 

@@ -55,10 +55,12 @@ def test_the_price_of_a_pass_is_what_torch_counts(name: str, height: int, width:
     assert forward_flops(config, config.grid(height, width)) == real
 
 
+@pytest.mark.parametrize("share", [1, 2])
 @pytest.mark.parametrize(("keep", "conditioning"), [(0.3, "joint"), (0.3, "cross"), (0.01, "joint"), (1.0, "joint")])
-def test_routing_is_priced_right_on_whole_tiles(keep: float, conditioning: TextConditioning) -> None:
+def test_routing_is_priced_right_on_whole_tiles(keep: float, conditioning: TextConditioning, share: int) -> None:
     config = replace(
-        SMALL, attention="routed", attention_tile=4, attention_keep=keep, text_conditioning=conditioning
+        SMALL, attention="routed", attention_tile=4, attention_keep=keep, text_conditioning=conditioning,
+        attention_share_layers=share,
     )
     assert forward_flops(config, (8, 12)) == counted(config, 128, 192, config.max_text_tokens)
 

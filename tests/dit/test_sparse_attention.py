@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mezzotint.dit.config import DiTConfig, TextConditioning
 from mezzotint.dit.model import DiT
+from mezzotint.kernels import routing
 
 CONFIG = DiTConfig(
     sample_size=96, patch_size=8, patch_bottleneck=12, hidden_size=32, num_layers=1, num_heads=2, text_size=24,
@@ -70,6 +71,22 @@ def test_routing_keeps_a_tile_and_some_others_and_is_chosen_by_content() -> None
     assert any(not torch.equal(changed, other) for other in others)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_that_share_a_choice_make_it_once(monkeypatch: pytest.MonkeyPatch, checkpointing: bool) -> None:
+    """The second of two layers follows the first one's choice, which is not what it would choose itself."""
+    config = replace(CONFIG, num_layers=4, attention="routed", attention_keep=0.3)
+    shared = network_of(replace(config, attention_share_layers=2)).train()
+    if checkpointing:
+        shared.enable_gradient_checkpointing()
+    calls = []
+    scores = routing.block_scores
+    monkeypatch.setattr(routing, "block_scores", lambda *given: calls.append(1) or scores(*given))
+    out = shared(*inputs(96, 96))
+    out.sum().backward()
+    assert len(calls) == 2
+    assert not torch.allclose(out, network_of(config)(*inputs(96, 96)))
+
+
 @pytest.mark.parametrize("pattern", ["window", "routed"])
 def test_gradients_reach_every_parameter_with_checkpointing_as_without(pattern: str) -> None:
     config = replace(CONFIG, num_layers=2, attention=pattern)  # type: ignore[arg-type]
@@ -89,7 +106,7 @@ def test_gradients_reach_every_parameter_with_checkpointing_as_without(pattern: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"attention": "local"}, "full, window, routed"), ({"attention_tile": 6}, "4 or 8"),
-     ({"attention_keep": 0.0}, "over 0 and at most 1"), ({"attention_window": 0}, "more than 0")],
+     ({"attention_keep": 0.0}, "over 0 and at most 1"), ({"attention_share_layers": 0}, "more than 0"), ({"attention_window": 0}, "more than 0")],
 )
 def test_a_pattern_that_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
