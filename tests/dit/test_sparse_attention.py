@@ -103,6 +103,14 @@ def test_gradients_reach_every_parameter_with_checkpointing_as_without(pattern: 
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+@pytest.mark.parametrize("pattern", ["full", "window", "routed"])
+def test_compiles_without_a_graph_break(pattern: str) -> None:
+    network = network_of(replace(CONFIG, attention=pattern))  # type: ignore[arg-type]
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    given = inputs(64, 64)
+    torch.testing.assert_close(compiled(*given), network(*given))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"attention": "local"}, "full, window, routed"), ({"attention_tile": 6}, "4 or 8"),
