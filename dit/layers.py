@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mezzotint.dit.block_shape import BlockShape
 from mezzotint.dit.config import DiTConfig
 from mezzotint.kernels import norm_modulate
 
 NORM_EPS = 1e-6
 
 
-def make_norm(config: DiTConfig) -> nn.Module:
+def make_norm(config: BlockShape) -> nn.Module:
     """A norm without weights, where no modulation follows."""
     if config.norm == "rms":
         return nn.RMSNorm(config.hidden_size, eps=NORM_EPS, elementwise_affine=False)
@@ -25,18 +26,18 @@ def make_norm(config: DiTConfig) -> nn.Module:
 class ModulatedNorm(nn.Module):
     """norm(x) * (1 + scale) + shift, one scale and shift a picture (adaLN, DiT section 3.2), as one kernel."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: BlockShape, eps: float = NORM_EPS) -> None:
         super().__init__()
-        self.kind = config.norm
+        self.kind, self.eps = config.norm, eps
 
     def forward(self, x_BNC: Tensor, shift_BC: Tensor, scale_BC: Tensor) -> Tensor:
-        return norm_modulate(x_BNC, shift_BC, scale_BC, norm=self.kind, eps=NORM_EPS)
+        return norm_modulate(x_BNC, shift_BC, scale_BC, norm=self.kind, eps=self.eps)
 
 
 class GeluMlp(nn.Module):
     """Linear, tanh-GELU, Linear."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: BlockShape) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.mlp_size)
         self.fc2 = nn.Linear(config.mlp_size, config.hidden_size)
@@ -48,7 +49,7 @@ class GeluMlp(nn.Module):
 class SwigluMlp(nn.Module):
     """fc2(silu(gate(x)) * fc1(x)) (Shazeer, arXiv 2002.05202)."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: BlockShape) -> None:
         super().__init__()
         self.gate = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
         self.fc1 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
@@ -58,7 +59,7 @@ class SwigluMlp(nn.Module):
         return self.fc2(F.silu(self.gate(x)) * self.fc1(x))
 
 
-def make_mlp(config: DiTConfig) -> GeluMlp | SwigluMlp:
+def make_mlp(config: BlockShape) -> GeluMlp | SwigluMlp:
     """The feed-forward half of a block, as the config names it."""
     return SwigluMlp(config) if config.mlp == "swiglu" else GeluMlp(config)
 
@@ -93,9 +94,15 @@ def unpatchify(patches_BNP: Tensor, grid: tuple[int, int], patch_size: int) -> T
     return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], x.shape[-1], rows * p, columns * p)
 
 
-def sinusoid(t_B: Tensor, size: int = 256, scale: float = 1000.0, max_period: float = 10_000.0) -> Tensor:
-    """Sines and cosines of noise time t in [0, 1], fp32 [B, size] (DiT's timestep embedding at t * 1000)."""
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(size // 2, device=t_B.device) / (size // 2))
+def sinusoid(
+    t_B: Tensor, size: int = 256, scale: float = 1000.0, max_period: float = 10_000.0, shift: int = 0
+) -> Tensor:
+    """Sines and cosines of noise time t in [0, 1], fp32 [B, size] (DiT's timestep embedding at t * 1000).
+
+    shift: taken from the count of frequencies in the exponent, so that 1 makes the last one 1 / max_period.
+    """
+    places = torch.arange(size // 2, device=t_B.device)
+    frequencies = torch.exp(-math.log(max_period) * places / (size // 2 - shift))
     angles = t_B.float()[:, None] * scale * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 

@@ -4,6 +4,7 @@ Shape suffixes: B batch, c picture channels, N image tokens, L text tokens, C hi
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
+from mezzotint.dit.attention import text_mask_without_empty_rows
 from mezzotint.dit.blocks import Block, FinalLayer
 from mezzotint.dit.components import PatchComponents
 from mezzotint.dit.config import (
@@ -28,6 +30,7 @@ from mezzotint.dit.config import (
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
 from mezzotint.dit.positions import place_table, rope_table
 from mezzotint.dit.sparse_attention import sparse_attention
+from mezzotint.dit.surroundings import Surroundings
 from mezzotint.kernels import LayoutCache
 
 
@@ -148,15 +151,17 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_text = words.shape[1] if joint else 0
         cos, sin = self._rope(grid, num_text)
         sparse = sparse_attention(self.shape, grid, num_text, tokens.device)
-        side = () if joint else (words, _keys_to_see(text_mask, words))
         tokens = torch.cat([words, tokens], dim=1) if joint else tokens
         shared = self.modulation(condition).unflatten(1, (6, -1))
         if sparse is not None:
             tokens, cos, sin = (sparse.layout.arrange(x) for x in (tokens, cos, sin))
+        around = Surroundings(rope=(cos, sin))
+        if not joint:
+            around = replace(around, text=words, text_mask=text_mask_without_empty_rows(text_mask, words))
         chosen = LayoutCache(layers=self.shape.attention_share_layers)
         for layer, block in enumerate(self.blocks):
             seen = None if sparse is None else sparse.in_layer(layer, chosen)
-            tokens = self._run(block, tokens, shared, cos, sin, seen, *side)
+            tokens = self._run(block, tokens, shared, replace(around, sparse=seen))
         if sparse is not None:
             tokens = sparse.layout.restore(tokens)
         return self.final(tokens[:, num_text:], condition)
@@ -182,10 +187,3 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
 _cached_rope = lru_cache(maxsize=64)(rope_table)
 _cached_places = lru_cache(maxsize=64)(place_table)
-
-
-def _keys_to_see(text_mask: Tensor | None, words: Tensor) -> Tensor:
-    """A mask without an empty row, since a softmax over nothing is NaN."""
-    if text_mask is None:
-        return torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-    return text_mask | ~text_mask.any(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""Rotary positions for tokens on a grid of rows and columns (2D axial RoPE).
+"""Positions of tokens on a grid of rows and columns: rotary (2D axial RoPE), and fixed sines and cosines.
 
-Half of a head's channel pairs turn with the row, half with the column, so any height x width works and a
+Rotary: half of a head's channel pairs turn with the row, half with the column, so any height x width works and a
 shift of the whole grid changes nothing. Text tokens are not turned.
 
 Shape suffixes: N tokens, D head channels, F frequencies.
@@ -39,6 +39,27 @@ def place_table(grid: tuple[int, int]) -> Tensor:
     row_N = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns) - (rows - 1) / 2
     column_N = torch.arange(columns, dtype=torch.float64).repeat(rows) - (columns - 1) / 2
     angles = torch.cat([row_N[:, None] * frequencies_F, column_N[:, None] * frequencies_F], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+def sincos_table(grid: tuple[int, int], size: int, base: tuple[int, int], scale: float = 1.0) -> Tensor:
+    """Fixed embeddings of a rows x columns grid, fp32 [N, size] (DiT section 3.2; masked autoencoders' code).
+
+    The first half of the channels tells the column, the second the row, each by sines and then cosines. Both sides are
+    stretched to those of `base`, the grid of training, and divided by `scale`. size: a multiple of 4.
+    """
+    rows, columns = (
+        torch.arange(side, dtype=torch.float32) / (side / trained) / scale
+        for side, trained in zip(grid, base, strict=True)
+    )
+    by_column = line_table(columns, size // 2).repeat(grid[0], 1)
+    return torch.cat([by_column, line_table(rows, size // 2).repeat_interleave(grid[1], dim=0)], dim=1)
+
+
+def line_table(places_N: Tensor, size: int) -> Tensor:
+    """Sines, then cosines of places along one axis: fp32 [N, size], size even."""
+    frequencies_F = 10_000.0 ** -(torch.arange(size // 2, dtype=torch.float64) / (size // 2))
+    angles = places_N.double()[:, None] * frequencies_F
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from mezzotint.dit.config import PRESETS, DiTConfig
 from mezzotint.dit.layers import patchify, unpatchify
 from mezzotint.dit.model import DiT
+from mezzotint.dit.surroundings import Surroundings
 
 SMALL = DiTConfig(
     sample_size=32, patch_size=8, patch_bottleneck=12, hidden_size=32, num_layers=2, num_heads=2,
@@ -101,7 +102,7 @@ def test_a_fresh_network_returns_zero_and_its_blocks_change_nothing() -> None:
     assert network(*inputs(SMALL)).abs().max() == 0
     tokens, shared = torch.randn(2, 6, 32), torch.zeros(2, 6, 32)
     cos, sin = torch.ones(6, 16), torch.zeros(6, 16)
-    torch.testing.assert_close(network.blocks[0](tokens, shared, cos, sin), tokens)
+    torch.testing.assert_close(network.blocks[0](tokens, shared, Surroundings(rope=(cos, sin))), tokens)
 
 
 def test_the_input_is_brought_to_unit_variance_at_every_noise_time() -> None:

@@ -1,0 +1,34 @@
+"""What the tokens of a block see beside themselves."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from mezzotint.dit.attention import Rope
+from mezzotint.dit.segments import TokenGrids
+from mezzotint.dit.sparse_attention import SparseAttention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Surroundings:
+    """Given to each block of a pass; what a network does not have stays None.
+
+    rope: rotary positions of the block's tokens.
+    sparse: the pattern of self-attention; None is full.
+    text, text_mask: text tokens [B, L, C] for cross-attention, and which of them count, bool [B, L].
+    other: tokens of the other density [B, M, C], which generation and recovery attend to; other_rope: their positions.
+    grids: the grids of both densities; frames: how many maps of tokens the sequence holds.
+    """
+
+    rope: Rope | None = None
+    sparse: SparseAttention | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+    other: Tensor | None = None
+    other_rope: Rope | None = None
+    grids: TokenGrids | None = None
+    frames: int = 1
+
+    def seeing(self, other: Tensor | None, grids: TokenGrids) -> "Surroundings":
+        """The same with tokens of the other density."""
+        return replace(self, other=other, grids=grids)
