@@ -1,7 +1,7 @@
 """Blocks with a modulation of their own (adaLN-Zero, DiT section 3.2), for pictures and for space and time.
 
-Shape suffixes: B batch, T frames, N tokens of a frame, C hidden size. The tokens of a clip are one sequence [B, T N, C],
-frame by frame.
+Shape suffixes: B batch, T frames, N tokens of a frame, C hidden size. The tokens of a clip are one sequence
+[B, T N, C], frame by frame.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from mezzotint.dit.blocks import ModulatedBlock
+from mezzotint.dit.blocks import FinalLayer, ModulatedBlock
+from mezzotint.dit.class_condition import ClassCondition
 from mezzotint.dit.latent_config import ClassDiTConfig
 from mezzotint.dit.segment_layout import Role
 from mezzotint.dit.surroundings import Surroundings
@@ -25,6 +26,15 @@ class AdaLNBlock(ModulatedBlock):
     def modulate(self, given: Tensor) -> Sequence[Tensor]:
         """given: the condition [B, C], behind its SiLU."""
         return self.modulation(given).chunk(6, dim=1)
+
+
+def initialise_adaln(network: nn.Module) -> None:
+    """Small embeddings of time and label, and all modulation zero: every block starts as the identity."""
+    for module in network.modules():
+        if isinstance(module, ClassCondition):
+            module.initialise()
+        elif isinstance(module, AdaLNBlock | FinalLayer):
+            nn.init.zeros_(module.modulation.weight)
 
 
 class SpatialBlock(AdaLNBlock):

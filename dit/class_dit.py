@@ -8,7 +8,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mezzotint.dit.adaln_blocks import AdaLNBlock
+from mezzotint.dit.adaln_blocks import AdaLNBlock, initialise_adaln
 from mezzotint.dit.blocks import FinalLayer
 from mezzotint.dit.class_condition import ClassCondition
 from mezzotint.dit.density import Grid
@@ -25,6 +25,7 @@ class ClassDiT(LatentNetwork):
     """
 
     _no_split_modules = ("AdaLNBlock",)
+    shape: ClassDiTConfig
     GUIDED_CHANNELS = 3
     """Channels that `forward_with_cfg` guides: all but one of four, as DiT's own code has it, for its numbers."""
 
@@ -56,12 +57,11 @@ class ClassDiT(LatentNetwork):
         self.final = FinalLayer(shape)
         self._initialise()
 
+    @torch.no_grad()
     def _initialise(self) -> None:
         super()._initialise()
-        for condition in self.conditions:
-            condition.initialise()
-        for linear in (*(block.modulation for block in self.blocks), self.final.modulation, self.final.linear):
-            nn.init.zeros_(linear.weight)
+        initialise_adaln(self)
+        nn.init.zeros_(self.final.linear.weight)
 
     def forward(
         self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, grid: Grid | None = None

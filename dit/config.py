@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+from mezzotint.dit.segment_layout import Role, roles_of
+
 TextConditioning = Literal["joint", "cross"]
 Norm = Literal["layer", "rms"]
 Mlp = Literal["gelu", "swiglu"]
@@ -25,6 +27,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "patch_space": ("pixels", "components"),
     "attention": ("full", "window", "routed"),
 }
+_MORE_THAN_0 = (
+    "sample_size", "in_channels", "patch_size", "hidden_size", "num_layers", "num_heads", "mlp_ratio",
+    "attention_window", "attention_share_layers", "text_size", "max_text_tokens", "rope_theta", "noise_scale",
+    "data_std",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +56,8 @@ class DiTConfig:
     attention_tile: side of a tile in tokens, 4 or 8. attention_window: side of the window in tokens.
     attention_keep: share of the blocks that routing keeps.
     attention_share_layers: consecutive layers that share one routed choice, that of the first of them.
+    segments: layout of token density as `SegmentLayout` writes it, "1 + 2x[1,2,1,1] + 1"; None is a dense network.
+        Only image tokens are pooled, text stays whole.
     prediction: what the network returns, the clean picture ("x") or the velocity ("v").
     noise_scale: standard deviation of the noise at t = 1. A patch of p x p x c values averages unit noise
         down to 1 / p, so it has to grow with the patch.
@@ -77,6 +86,7 @@ class DiTConfig:
     attention_window: int = 24
     attention_keep: float = 0.25
     attention_share_layers: int = 1
+    segments: str | None = None
     prediction: Prediction = "x"
     noise_scale: float = 8.0
     data_std: float = 0.7
@@ -85,9 +95,7 @@ class DiTConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.")
-        for name in ("sample_size", "in_channels", "patch_size", "hidden_size", "num_layers", "num_heads",
-                     "mlp_ratio", "attention_window", "attention_share_layers", "text_size", "max_text_tokens", "rope_theta", "noise_scale",
-                     "data_std"):
+        for name in _MORE_THAN_0:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0.")
         if self.sample_size % self.patch_size:
@@ -96,14 +104,22 @@ class DiTConfig:
             )
         if self.patch_space == "components":
             self._check_components()
-        if self.attention_tile not in (4, 8):
-            raise ValueError(f"attention_tile is {self.attention_tile}; it must be 4 or 8 tokens.")
-        if not 0 < self.attention_keep <= 1:
-            raise ValueError(f"attention_keep is {self.attention_keep}; it must be over 0 and at most 1.")
+        self._check_attention()
+        _ = self.roles  # a layout that does not fit is refused now
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; it must be a multiple of 4 * num_heads = "
                 f"{4 * self.num_heads}, since each head turns in pairs over rows and columns."
+            )
+
+    def _check_attention(self) -> None:
+        if self.attention_tile not in (4, 8):
+            raise ValueError(f"attention_tile is {self.attention_tile}; it must be 4 or 8 tokens.")
+        if not 0 < self.attention_keep <= 1:
+            raise ValueError(f"attention_keep is {self.attention_keep}; it must be over 0 and at most 1.")
+        if self.segments is not None and self.attention != "full":
+            raise ValueError(
+                f"attention is {self.attention!r}; with segments it must be full, since tiles do not fit pooled tokens."
             )
 
     def _check_components(self) -> None:
@@ -119,6 +135,11 @@ class DiTConfig:
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Take the known keys of a transformer/config.json; diffusers' own (`_class_name`) are passed over."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What each block does, in execution order."""
+        return roles_of(self.segments, self.num_layers)
 
     @property
     def patch_values(self) -> int:

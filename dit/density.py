@@ -86,7 +86,7 @@ class DensitySchedule:
         return self.stairs[self._index(t)]
 
     def grid(self, t: float, full: Grid) -> Grid:
-        """Grid of the sparse tokens at t, for a full grid of (rows, columns). Raises ValueError for t outside [0, 1]."""
+        """Grid of the sparse tokens at t, for a full grid of (rows, columns). Raises ValueError as `stair` does."""
         _check_time(t)
         return grid_of_density(1 - self._rate_of_stair(self._index(t)), full)
 

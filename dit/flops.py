@@ -2,34 +2,47 @@
 
 from math import ceil, prod
 
+from mezzotint.dit import segment_flops
 from mezzotint.dit.attention_cost import Grid, attention_cost
 from mezzotint.dit.config import PLACE_FEATURES, DiTConfig
+from mezzotint.dit.segment_flops import TokenCounts, mlp_flops, text_flops
+from mezzotint.dit.segment_layout import sparse_grid_of
 
 
-def forward_flops(config: DiTConfig, grid: Grid, num_text_tokens: int | None = None) -> int:
+def forward_flops(
+    config: DiTConfig, grid: Grid, num_text_tokens: int | None = None, *, sparse_grid: Grid | None = None
+) -> int:
     """FLOPs of one forward pass on one picture of a grid of (rows, columns) tokens: matrix products and attention;
-    norms and gates are left out."""
+    norms and gates are left out.
+
+    sparse_grid: rows and columns of the sparse image tokens, for a network with segments; None is the full grid.
+    Raises ValueError where it is larger than the full grid.
+    """
     text = config.max_text_tokens if num_text_tokens is None else num_text_tokens
-    num_image_tokens = prod(grid)
-    return (
-        _embedding_flops(config, num_image_tokens, text)
-        + config.num_layers * block_flops(config, grid, text)
-        - _shared_choices(config) * _routing_flops(config, grid, text)
-        + _output_flops(config, num_image_tokens)
-    )
+    sparse = sparse_grid_of(config.segments, sparse_grid, grid)
+    blocks = _segment_flops(config, grid, sparse, text) if config.segments else _dense_flops(config, grid, text)
+    return _embedding_flops(config, prod(grid), text) + blocks + _output_flops(config, prod(grid))
+
+
+def _dense_flops(config: DiTConfig, grid: Grid, text: int) -> int:
+    blocks = config.num_layers * block_flops(config, grid, text)
+    return blocks - _shared_choices(config) * _routing_flops(config, grid, text)
+
+
+def _segment_flops(config: DiTConfig, grid: Grid, sparse_grid: Grid, text: int) -> int:
+    whole, cross = (text, 0) if config.text_conditioning == "joint" else (0, text)
+    tokens = TokenCounts(dense=prod(grid) + whole, sparse=prod(sparse_grid) + whole, whole=whole, cross_text=cross)
+    return sum(segment_flops.block_flops(config, role, tokens) for role in config.roles)
 
 
 def block_flops(config: DiTConfig, grid: Grid, num_text_tokens: int) -> int:
-    """FLOPs of one transformer block, which chooses its own blocks of attention where they are routed."""
+    """FLOPs of one dense transformer block, which chooses its own blocks of attention where they are routed."""
     c = config.hidden_size
     joint = config.text_conditioning == "joint"
     cost = attention_cost(config, grid, num_text_tokens if joint else 0)
     attention = 2 * cost.positions * c * 4 * c + 4 * cost.pairs * c + _routing_flops(config, grid, num_text_tokens)
-    if not joint:
-        attention += 2 * (cost.positions * 2 + num_text_tokens * 2) * c * c
-        attention += 4 * cost.positions * num_text_tokens * c
-    mlp = 2 * cost.positions * c * config.mlp_size * (3 if config.mlp == "swiglu" else 2)
-    return attention + mlp
+    text = text_flops(config, cost.positions, 0 if joint else num_text_tokens)
+    return attention + text + mlp_flops(config, cost.positions)
 
 
 def _shared_choices(config: DiTConfig) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from mezzotint.dit.config import Mlp, Norm
 from mezzotint.dit.density import Grid, check_sparse_grid
-from mezzotint.dit.segment_layout import Role, roles_of
+from mezzotint.dit.segment_layout import Role, roles_of, sparse_grid_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,10 +118,7 @@ class LatentConfig:
 
     def sparse_grid(self, grid: Grid | None, full: Grid) -> Grid:
         """The grid of sparse tokens for a full grid: the one given, or the default. Raises ValueError if larger."""
-        if grid is None:
-            grid = full if self.default_grid is None else self.default_grid
-        check_sparse_grid(grid, full)
-        return tuple(grid)  # type: ignore[return-value]
+        return sparse_grid_of(self.segments, self.default_grid if grid is None else grid, full)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

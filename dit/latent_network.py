@@ -40,7 +40,7 @@ class LatentNetwork(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Xavier everywhere, and every block an identity: its modulation is zero (adaLN-Zero)."""
+        """Xavier everywhere; merging starts as the dense tokens."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

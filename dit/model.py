@@ -3,7 +3,6 @@
 Shape suffixes: B batch, c picture channels, N image tokens, L text tokens, C hidden size, T text encoder size.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
-from mezzotint.dit.attention import text_mask_without_empty_rows
+from mezzotint.dit.attention import Rope, text_mask_without_empty_rows
 from mezzotint.dit.blocks import Block, FinalLayer
 from mezzotint.dit.components import PatchComponents
 from mezzotint.dit.config import (
@@ -27,8 +26,11 @@ from mezzotint.dit.config import (
     Prediction,
     TextConditioning,
 )
+from mezzotint.dit.density import Grid
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
 from mezzotint.dit.positions import place_table, rope_table
+from mezzotint.dit.segment_layout import SPARSE_ROLES, sparse_grid_of
+from mezzotint.dit.segments import TokenGrids, run_segments
 from mezzotint.dit.sparse_attention import sparse_attention
 from mezzotint.dit.surroundings import Surroundings
 from mezzotint.kernels import LayoutCache
@@ -68,6 +70,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         attention_window: int = 24,
         attention_keep: float = 0.25,
         attention_share_layers: int = 1,
+        segments: str | None = None,
         prediction: Prediction = "x",
         noise_scale: float = 8.0,
         data_std: float = 0.7,
@@ -82,7 +85,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.time_embed = VectorEmbed(256, hidden_size)
         self.pooled_embed = VectorEmbed(text_size, hidden_size)
         self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(shape, role) for role in shape.roles)
         self.final = FinalLayer(shape)
         self.gradient_checkpointing = False
         self._initialise()
@@ -100,12 +103,14 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 module.table[[2, 5]] = 1.0
                 for linear in module.last_linears():
                     nn.init.zeros_(linear.weight)
+                if module.merge is not None:
+                    module.merge.reset()
         for linear in (self.modulation, self.final.modulation, self.final.linear):
             nn.init.zeros_(linear.weight)
 
     def forward(
         self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None = None, *,
-        in_components: bool = False,
+        in_components: bool = False, grid: Grid | None = None,
     ) -> Tensor:
         """Predict.
 
@@ -117,54 +122,71 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             token attends to its padding, as the joint sequence does.
         in_components: x and the result are maps of components [B, K, H / patch_size, W / patch_size] as
             `components.analyse` makes them, fp32: the arithmetic of training, where noise and loss need no pixels.
-        Returns [B, c, H, W] in the network's dtype.
+        grid: rows and columns of the sparse image tokens, for a network with segments; at most the full grid, which
+            None takes.
+        Returns [B, c, H, W] in the network's dtype. Raises ValueError where a size or the grid does not fit.
         """
+        given = (t, text, pooled, text_mask, grid)
         if self.components is not None:
             maps = x if in_components else self.components.analyse(x)
-            predicted = self._predict_maps(self.components, maps, t, text, pooled, text_mask)
+            predicted = self._predict_maps(self.components, maps, *given)
             return predicted if in_components else self.components.synthesise(predicted)
-        grid = self.shape.grid(x.shape[-2], x.shape[-1])
+        full = self.shape.grid(x.shape[-2], x.shape[-1])
         tokens = self.patch_embed(patchify(x.to(self.dtype), self.shape.patch_size), self._input_scale(t))
-        return unpatchify(self._transform(tokens, grid, t, text, pooled, text_mask), grid, self.shape.patch_size)
+        return unpatchify(self._transform(tokens, full, *given), full, self.shape.patch_size)
 
     def _predict_maps(
         self, components: PatchComponents, maps: Tensor, t: Tensor, text: Tensor, pooled: Tensor,
-        text_mask: Tensor | None,
+        text_mask: Tensor | None, sparse_grid: Grid | None,
     ) -> Tensor:
         grid = (maps.shape[-2], maps.shape[-1])
         noisy_BNK = maps.flatten(2).transpose(1, 2)
         input_scale, kept, answer_scale = components.scales(t, self.shape.noise_scale)
         tokens = self.patch_embed((noisy_BNK * input_scale).to(self.dtype))
-        answer_BNK = self._transform(tokens, grid, t, text, pooled, text_mask)
+        answer_BNK = self._transform(tokens, grid, t, text, pooled, text_mask, sparse_grid)
         clean_BNK = torch.addcmul(noisy_BNK * kept, answer_BNK.float(), answer_scale)
         return clean_BNK.transpose(1, 2).unflatten(2, grid)
 
     def _transform(
-        self, tokens: Tensor, grid: tuple[int, int], t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None
+        self, tokens: Tensor, full: Grid, t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None,
+        sparse_grid: Grid | None,
     ) -> Tensor:
         """Embedded image tokens [B, N, C] to what the last layer says of each patch."""
         if self.place_embed is not None:
-            tokens = tokens + self.place_embed(_cached_places(grid).to(tokens.device, self.dtype))
+            tokens = tokens + self.place_embed(_cached_places(full).to(tokens.device, self.dtype))
         words = self.text_embed(text.to(self.dtype))
         condition = self._condition(t, pooled)
         joint = self.shape.text_conditioning == "joint"
-        num_text = words.shape[1] if joint else 0
-        cos, sin = self._rope(grid, num_text)
-        sparse = sparse_attention(self.shape, grid, num_text, tokens.device)
+        grids = TokenGrids(
+            full=full, sparse=sparse_grid_of(self.shape.segments, sparse_grid, full),
+            whole=words.shape[1] if joint else 0,
+        )
+        side = {} if joint else {"text": words, "text_mask": text_mask_without_empty_rows(text_mask, words)}
         tokens = torch.cat([words, tokens], dim=1) if joint else tokens
         shared = self.modulation(condition).unflatten(1, (6, -1))
-        if sparse is not None:
-            tokens, cos, sin = (sparse.layout.arrange(x) for x in (tokens, cos, sin))
-        around = Surroundings(rope=(cos, sin))
-        if not joint:
-            around = replace(around, text=words, text_mask=text_mask_without_empty_rows(text_mask, words))
+        tokens = self._run_blocks(tokens, shared, Surroundings(grids=grids, **side), grids)
+        return self.final(tokens[:, grids.whole :], condition)
+
+    def _run_blocks(self, tokens: Tensor, shared: Tensor, around: Surroundings, grids: TokenGrids) -> Tensor:
+        """All blocks: in tile order where attention has a pattern, at two densities where there are segments."""
+        pattern = sparse_attention(self.shape, grids.full, grids.whole, tokens.device)
+        rope = self._rope(grids.full, grids.full, grids.whole)
+        if pattern is not None:
+            arrange = pattern.layout.arrange
+            tokens, rope = arrange(tokens), (arrange(rope[0]), arrange(rope[1]))
+        cells = rope if self.shape.segments is None else self._rope(grids.full, grids.sparse, grids.whole)
+        dense = replace(around, rope=rope, other_rope=cells)
+        sparse = replace(around, rope=cells, other_rope=rope)
         chosen = LayoutCache(layers=self.shape.attention_share_layers)
-        for layer, block in enumerate(self.blocks):
-            seen = None if sparse is None else sparse.in_layer(layer, chosen)
-            tokens = self._run(block, tokens, shared, replace(around, sparse=seen))
-        if sparse is not None:
-            tokens = sparse.layout.restore(tokens)
-        return self.final(tokens[:, num_text:], condition)
+        roles = self.shape.roles
+
+        def run(index: int, x: Tensor, other: Tensor | None) -> Tensor:
+            at = sparse if roles[index] in SPARSE_ROLES else dense
+            seen = None if pattern is None else pattern.in_layer(index, chosen)
+            return self._run(self.blocks[index], x, shared, replace(at, sparse=seen, other=other))
+
+        tokens = run_segments(roles, tokens, grids, run)
+        return tokens if pattern is None else pattern.layout.restore(tokens)
 
     def _input_scale(self, t: Tensor) -> Tensor:
         """One over the standard deviation of a picture at its noise time [B] (EDM's c_in)."""
@@ -175,9 +197,9 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         time = self.time_embed(sinusoid(t).to(self.dtype))
         return F.silu(time + self.pooled_embed(pooled.to(self.dtype)))
 
-    def _rope(self, grid: tuple[int, int], num_text: int) -> Sequence[Tensor]:
-        table = _cached_rope(grid, self.shape.head_dim, self.shape.rope_theta, num_text)
-        return [part.to(self.device, self.dtype) for part in table]
+    def _rope(self, full: Grid, cells: Grid, num_text: int) -> Rope:
+        table = _cached_rope(full, self.shape.head_dim, self.shape.rope_theta, num_text, cells=cells)
+        return table[0].to(self.device, self.dtype), table[1].to(self.device, self.dtype)
 
     def _run(self, block: nn.Module, *inputs: object) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -26,6 +26,7 @@ class PixArt(LatentNetwork):
     """
 
     _no_split_modules = ("PixArtBlock",)
+    shape: PixArtConfig
 
     @register_to_config
     def __init__(
@@ -59,10 +60,11 @@ class PixArt(LatentNetwork):
     @torch.no_grad()
     def _initialise(self) -> None:
         super()._initialise()
-        for table in (*(block.table for block in self.blocks), self.final.table):
-            nn.init.normal_(table, std=self.shape.hidden_size**-0.5)
-        for block in self.blocks:
-            nn.init.zeros_(block.cross.proj.weight)
+        for module in self.modules():
+            if isinstance(module, PixArtBlock | TableFinalLayer):
+                nn.init.normal_(module.table, std=self.shape.hidden_size**-0.5)
+            if isinstance(module, PixArtBlock) and module.cross is not None:
+                nn.init.zeros_(module.cross.proj.weight)
         nn.init.zeros_(self.final.linear.weight)
 
     def forward(
@@ -90,7 +92,7 @@ class PixArt(LatentNetwork):
         """Embedded time, height, width and aspect ratio [B, C]."""
         if (self.size_embed is None) != (sizes is None) or (sizes is None) != (aspect_ratios is None):
             needed = "must both be given" if self.shape.size_conditions else "must be None"
-            raise ValueError(f"sizes and aspect_ratios {needed}, since size_conditions is {self.shape.size_conditions}.")
+            raise ValueError(f"sizes and aspect_ratios {needed}; size_conditions is {self.shape.size_conditions}.")
         time = self.time_embed(self._features(timestep))
         if self.size_embed is None or self.aspect_embed is None or sizes is None or aspect_ratios is None:
             return time

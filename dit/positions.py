@@ -10,24 +10,33 @@ import torch
 from torch import Tensor
 
 from mezzotint.dit.config import PLACE_FEATURES
+from mezzotint.dit.density import Grid, cell_bounds
 
 
-def rope_table(grid: tuple[int, int], head_dim: int, theta: float, num_text_tokens: int = 0) -> tuple[Tensor, Tensor]:
+def rope_table(
+    grid: Grid, head_dim: int, theta: float, num_text_tokens: int = 0, *, cells: Grid | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `num_text_tokens` unturned tokens followed by a rows x columns grid.
 
+    cells: pool the grid to one of these sides; each cell's token lies at the centre of the tokens that it holds.
     Returns two fp32 tensors [N, D], on the CPU, for `apply_rope`. `head_dim` must be a multiple of 4.
     """
-    rows, columns = grid
+    rows, columns = (_centres(side, count) for side, count in zip(grid, cells or grid, strict=True))
     frequencies_F = theta ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
-    row_NF = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)[:, None] * frequencies_F
-    column_NF = torch.arange(columns, dtype=torch.float64).repeat(rows)[:, None] * frequencies_F
+    row_NF = rows.repeat_interleave(len(columns))[:, None] * frequencies_F
+    column_NF = columns.repeat(len(rows))[:, None] * frequencies_F
     angles = torch.cat([row_NF, column_NF], dim=1)
     angles = torch.cat([angles.new_zeros(num_text_tokens, head_dim // 2), angles])
     angles_ND = torch.cat([angles, angles], dim=1)
     return angles_ND.cos().float(), angles_ND.sin().float()
 
 
-def place_table(grid: tuple[int, int]) -> Tensor:
+def _centres(side: int, cells: int) -> Tensor:
+    """The middle place of each cell along one axis, fp64."""
+    return torch.tensor([(start + end - 1) / 2 for start, end in cell_bounds(side, cells)], dtype=torch.float64)
+
+
+def place_table(grid: Grid) -> Tensor:
     """Where each token of a rows x columns grid lies from the centre, as sines and cosines: fp32 [N, 64], on the CPU.
 
     Wavelengths run from 2 to 128 tokens. Rotary positions tell only how two tokens lie to each other; what to draw
@@ -42,7 +51,7 @@ def place_table(grid: tuple[int, int]) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
-def sincos_table(grid: tuple[int, int], size: int, base: tuple[int, int], scale: float = 1.0) -> Tensor:
+def sincos_table(grid: Grid, size: int, base: Grid, scale: float = 1.0) -> Tensor:
     """Fixed embeddings of a rows x columns grid, fp32 [N, size] (DiT section 3.2; masked autoencoders' code).
 
     The first half of the channels tells the column, the second the row, each by sines and then cosines. Both sides are

@@ -1,4 +1,4 @@
-"""A dense network cut into segments of different token density, with its weights (FlexDiT / SparseDiT, arXiv 2412.06028).
+"""A dense network cut into segments of different token density, with its weights (SparseDiT, arXiv 2412.06028).
 
 The i-th block in execution order takes the i-th dense block whole. Of its attention a pooling block keeps the values,
 generation and recovery keep all three parts under other names; merging starts as the dense tokens alone. So every

@@ -7,10 +7,18 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from mezzotint.dit.density import Grid, check_sparse_grid
+
 Role = Literal["pool", "generation", "sparse", "recovery", "dense"]
 """What a block does: see `segments`. Blocks of the top are dense."""
 
-_WRITTEN = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*x\s*\[\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]\s*\+\s*(\d+)\s*")
+MODULE_ROLES: tuple[Role, ...] = ("generation", "sparse", "recovery", "dense")
+"""The parts of a sparse-dense token module, in order."""
+
+SPARSE_ROLES: tuple[Role, ...] = ("generation", "sparse")
+"""Blocks whose tokens are sparse."""
+
+_WRITTEN = re.compile(r"(\d+)\+(\d+)x\[(\d+),(\d+),(\d+),(\d+)\]\+(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +48,7 @@ class SegmentLayout:
     @classmethod
     def parse(cls, written: str) -> Self:
         """Read what str() writes, such as "1 + 4x[1,3,1,1] + 3". Raises ValueError when it is written otherwise."""
-        match = _WRITTEN.fullmatch(written)
+        match = _match(written)
         if match is None:
             raise ValueError(
                 f"segments is {written!r}; it must be written as pool + modules x [generation, sparse, recovery, dense]"
@@ -60,11 +68,17 @@ class SegmentLayout:
     @property
     def roles(self) -> tuple[Role, ...]:
         """What each block does, in execution order."""
-        generation, sparse, recovery, dense = self.module
-        module: tuple[Role, ...] = (
-            *["generation"] * generation, *["sparse"] * sparse, *["recovery"] * recovery, *["dense"] * dense
-        )  # type: ignore[assignment]
-        return (*["pool"] * self.pool, *module * self.modules, *["dense"] * self.top)  # type: ignore[return-value]
+        pool, top = _repeat("pool", self.pool), _repeat("dense", self.top)
+        module = [_repeat(role, count) for role, count in zip(MODULE_ROLES, self.module, strict=True)]
+        return pool + sum(module, start=()) * self.modules + top
+
+
+def _repeat(role: Role, count: int) -> tuple[Role, ...]:
+    return (role,) * count
+
+
+def _match(written: str) -> re.Match[str] | None:
+    return _WRITTEN.fullmatch("".join(written.split()))
 
 
 def roles_of(segments: str | None, depth: int) -> tuple[Role, ...]:
@@ -73,11 +87,24 @@ def roles_of(segments: str | None, depth: int) -> tuple[Role, ...]:
     Raises ValueError when the layout does not add up to the depth.
     """
     if segments is None:
-        return ("dense",) * depth
+        return _repeat("dense", depth)
     layout = SegmentLayout.parse(segments)
     if layout.depth != depth:
         raise ValueError(f"segments is {str(layout)!r}; it adds up to {layout.depth} blocks, and there are {depth}.")
     return layout.roles
+
+
+def sparse_grid_of(segments: str | None, grid: Grid | None, full: Grid) -> Grid:
+    """The grid of the sparse tokens of a pass: the one given, or the full one.
+
+    Raises ValueError where it is larger than the full grid, or another than that for a network without segments.
+    """
+    if grid is None:
+        return full
+    check_sparse_grid(grid, full)
+    if segments is None and tuple(grid) != full:
+        raise ValueError(f"grid is {tuple(grid)}; this network has no segments, so it must be the full grid, {full}.")
+    return grid[0], grid[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +130,8 @@ LAYOUTS: dict[str, LayoutPreset] = {
     "dit-s-256": _preset("1 + 2x[1,2,1,1] + 1", "our choice: DiT-B's, of the same depth"),
     "dit-s-512": _preset("1 + 2x[1,2,1,1] + 1", "our choice: DiT-B's, of the same depth"),
     "latte-xl-256": _preset("1 + 2x[1,3,1,1] + 1", "our choice, over 14 pairs of a spatial and a temporal block"),
-    "pixart-alpha-256": _preset("1 + 4x[1,3,1,1] + 3", "our choice: DiT-XL's, of the same depth"),
-    "pixart-alpha-512": _preset("2 + 4x[1,3,1,1] + 2", "our choice: DiT-XL's, of the same depth"),
+    "pixart-alpha-256": _preset("2 + 4x[1,3,1,1] + 2", "our choice: it fits the 91.62 GMAC that the paper reports"),
+    "pixart-alpha-512": _preset("2 + 4x[1,3,1,1] + 2", "our choice: as at 256 pixels"),
     "emoji-256": _preset("1 + 2x[1,2,1,1] + 1", "our choice: DiT-B's, of the same depth"),
 }
 """Layouts by name of network and picture size. Where no layout was published, the choice follows the paper's ablations:
@@ -115,7 +142,7 @@ def named_layout(name: str) -> SegmentLayout:
     """A preset by its name, or a layout as it is written. Raises ValueError that lists the presets."""
     if name in LAYOUTS:
         return LAYOUTS[name].layout
-    if _WRITTEN.fullmatch(name) is None:
+    if _match(name) is None:
         raise ValueError(
             f"layout is {name!r}; it must be one of {', '.join(LAYOUTS)}, or written as '1 + 4x[1,3,1,1] + 3'."
         )

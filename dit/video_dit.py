@@ -10,7 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mezzotint.dit.adaln_blocks import SpaceTimePair
+from mezzotint.dit.adaln_blocks import SpaceTimePair, initialise_adaln
 from mezzotint.dit.blocks import FinalLayer
 from mezzotint.dit.class_condition import ClassCondition
 from mezzotint.dit.density import Grid
@@ -28,6 +28,7 @@ class VideoDiT(LatentNetwork):
     """
 
     _no_split_modules = ("SpaceTimePair",)
+    shape: VideoDiTConfig
 
     @register_to_config
     def __init__(
@@ -57,12 +58,11 @@ class VideoDiT(LatentNetwork):
         self.final = FinalLayer(shape)
         self._initialise()
 
+    @torch.no_grad()
     def _initialise(self) -> None:
         super()._initialise()
-        self.conditions[0].initialise()
-        halves = [half for pair in self.blocks for half in (pair.spatial, pair.temporal)]
-        for linear in (*(half.modulation for half in halves), self.final.modulation, self.final.linear):
-            nn.init.zeros_(linear.weight)
+        initialise_adaln(self)
+        nn.init.zeros_(self.final.linear.weight)
 
     def forward(
         self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, grid: Grid | None = None

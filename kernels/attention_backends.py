@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.layout import BlockLayout
+from mezzotint.kernels.native_build import why_not_native
 
 BACKENDS = {
     "reference": "explicit scores with a dense mask: any device and dtype, memory in N * M",
@@ -72,7 +73,7 @@ def _best(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, plain: bool) -> 
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     native = _why_not("cpu", q, layout, plain) is None
     keeps_all = _why_not("sdpa", q, layout, plain) is None
-    if native and not (keeps_all and not prefers_native(q.dtype, q.shape[2], k.shape[2], q.shape[3], needs_grad)):
+    if native and not (keeps_all and not prefers_native(q, k, needs_grad)):
         return "cpu"
     return "sdpa" if keeps_all else "cpu-torch"
 
@@ -95,14 +96,6 @@ def _why_not(name: str, q: Tensor, layout: BlockLayout, plain: bool) -> str | No
 def _why_not_native(q: Tensor) -> str | None:
     if q.dtype not in (torch.bfloat16, torch.float32):
         return f"q is of {q.dtype}, and the C kernel takes bf16 and fp32"
-    return _why_no_library()
-
-
-@torch.compiler.assume_constant_result
-def _why_no_library() -> str | None:
-    """torch.compile takes the answer as it is: building a library is nothing that it could trace."""
-    from mezzotint.kernels.native_build import why_not_native
-
     return why_not_native()
 
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mezzotint.kernels.attention_backends import backend_module, chosen_backend
 from mezzotint.kernels.attention_check import check_arguments
+from mezzotint.kernels.direct_call import may_call_directly
 from mezzotint.kernels.layout import BlockLayout
 
 _ran = threading.local()
@@ -42,12 +43,18 @@ def block_sparse_attention(
     """
     check_arguments(q, k, v, layout, key_bias)
     name = chosen_backend(q, k, v, layout, key_bias=key_bias, return_lse=return_lse, backend=backend)
-    by_keys: tuple[Tensor | None, Tensor | None] = (None, None)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if may_call_directly(q, k, v, key_bias):
+        _ran.name = name
+        out, lse = backend_module(name).forward(q, k, v, layout, scale, key_bias)
+        return (out, lse) if return_lse else out
+    by_keys: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        by_keys = layout.transpose()  # kept by the layout, for all the layers and steps that share it
+        # Kept by the layout, for all the layers and steps that share it.
+        by_keys = (*layout.transpose(), layout.transpose_mask_idx())
     out, lse = _attention(
-        q, k, v, key_bias, layout.kv_num, layout.kv_idx, layout.q_len, layout.k_len, *by_keys,
-        layout.block_q, layout.block_k, q.shape[-1] ** -0.5 if scale is None else scale, name,
+        q, k, v, key_bias, layout.kv_num, layout.kv_idx, layout.q_len, layout.k_len, layout.mask_idx, layout.mask_bits,
+        *by_keys, layout.block_q, layout.block_k, scale, name,
     )
     return (out, lse) if return_lse else out
 
@@ -60,10 +67,11 @@ def last_backend() -> str | None:
 @torch.library.custom_op("mezzotint::block_sparse_attention", mutates_args=())
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, kv_num: Tensor, kv_idx: Tensor, q_len: Tensor | None,
-    k_len: Tensor | None, q_num: Tensor | None, q_idx: Tensor | None, block_q: int, block_k: int, scale: float,
-    backend: str,
+    k_len: Tensor | None, mask_idx: Tensor | None, mask_bits: Tensor | None, q_num: Tensor | None,
+    q_idx: Tensor | None, q_mask_idx: Tensor | None, block_q: int, block_k: int, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor]:
-    layout = _layout(q, k, kv_num, kv_idx, q_len, k_len, q_num, q_idx, block_q, block_k)
+    lists = (kv_num, kv_idx, q_len, k_len, mask_idx, mask_bits, q_num, q_idx, q_mask_idx)
+    layout = _layout(q, k, *lists, block_q, block_k)
     _ran.name = backend
     return backend_module(backend).forward(q, k, v, layout, scale, key_bias)
 
@@ -77,9 +85,11 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 def _attention_backward(
     d_out: Tensor, d_lse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
     key_bias: Tensor | None, kv_num: Tensor, kv_idx: Tensor, q_len: Tensor | None, k_len: Tensor | None,
-    q_num: Tensor | None, q_idx: Tensor | None, block_q: int, block_k: int, scale: float, backend: str,
+    mask_idx: Tensor | None, mask_bits: Tensor | None, q_num: Tensor | None, q_idx: Tensor | None,
+    q_mask_idx: Tensor | None, block_q: int, block_k: int, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layout = _layout(q, k, kv_num, kv_idx, q_len, k_len, q_num, q_idx, block_q, block_k)
+    lists = (kv_num, kv_idx, q_len, k_len, mask_idx, mask_bits, q_num, q_idx, q_mask_idx)
+    layout = _layout(q, k, *lists, block_q, block_k)
     _ran.name = backend
     dq, dk, dv, d_bias = backend_module(backend).backward(d_out, d_lse, q, k, v, out, lse, layout, scale, key_bias)
     # An operation cannot return None among its tensors.
@@ -105,17 +115,18 @@ def _like(x: Tensor) -> Tensor:
 
 def _layout(
     q: Tensor, k: Tensor, kv_num: Tensor, kv_idx: Tensor, q_len: Tensor | None, k_len: Tensor | None,
-    q_num: Tensor | None, q_idx: Tensor | None, block_q: int, block_k: int,
+    mask_idx: Tensor | None, mask_bits: Tensor | None, q_num: Tensor | None, q_idx: Tensor | None,
+    q_mask_idx: Tensor | None, block_q: int, block_k: int,
 ) -> BlockLayout:
     layout = BlockLayout(
         block_q=block_q, block_k=block_k, num_q=q.shape[2], num_k=k.shape[2], kv_num=kv_num, kv_idx=kv_idx,
-        q_len=q_len, k_len=k_len, validate=False,
+        q_len=q_len, k_len=k_len, mask_idx=mask_idx, mask_bits=mask_bits, validate=False,
     )
-    return layout if q_num is None or q_idx is None else layout.keep_transpose(q_num, q_idx)
+    return layout if q_num is None or q_idx is None else layout.keep_transpose(q_num, q_idx, q_mask_idx)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tensors, ctx.rest = inputs[:10], inputs[10:]
+    tensors, ctx.rest = inputs[:-4], inputs[-4:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output, *tensors)
 
@@ -125,7 +136,7 @@ def _backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Ten
     if d_out is None:
         d_out = torch.zeros_like(out)
     dq, dk, dv, d_bias = _attention_backward(d_out, d_lse, out, lse, q, k, v, key_bias, *lists, *ctx.rest)
-    return dq, dk, dv, None if key_bias is None else d_bias, *[None] * 10
+    return dq, dk, dv, None if key_bias is None else d_bias, *[None] * (len(lists) + len(ctx.rest))
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)
@@ -134,7 +145,7 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 @register_flop_formula(torch.ops.mezzotint.block_sparse_attention, get_raw=True)
 def _forward_flops(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, *layout: Any, **_: Any) -> int:
     """2 (D + V) for each token pair that is kept; all pairs where the lists hold no values (fake tensors)."""
-    return 2 * (q.shape[-1] + v.shape[-1]) * _kept_pairs(q, k, *layout[:8])
+    return 2 * (q.shape[-1] + v.shape[-1]) * _kept_pairs(q, k, *layout[:-2])
 
 
 @register_flop_formula(torch.ops.mezzotint.block_sparse_attention_backward, get_raw=True)
@@ -143,7 +154,7 @@ def _backward_flops(
     key_bias: Tensor | None, *layout: Any, **_: Any,
 ) -> int:
     """The scores, dQ and dK take D each, dP and dV take V: five products against the forward's two."""
-    return 2 * (3 * q.shape[-1] + 2 * v.shape[-1]) * _kept_pairs(q, k, *layout[:8])
+    return 2 * (3 * q.shape[-1] + 2 * v.shape[-1]) * _kept_pairs(q, k, *layout[:-2])
 
 
 def _kept_pairs(q: Tensor, k: Tensor, kv_num: Tensor, *rest: Any) -> int:

@@ -1,20 +1,19 @@
 """What the Triton kernels compile to, read without a GPU: registers, spills, shared memory, matrix instructions.
 
-Triton compiles for a named architecture on any Linux machine; the cubin is read with the cuobjdump and the PTX with the
-counts below. Pointers carry tt.divisibility 16, as a launch with aligned tensors gives them, and strides come in units
-of 16 bytes (triton_tiles.py); without that no load is vectorised and the figures mean nothing.
+Triton compiles for a named architecture on any Linux machine. The kernels are launched as ever, by their own host code,
+under a driver that runs nothing (compile_driver.py); the cubin is read with cuobjdump and the PTX with the counts below.
 """
 
+import importlib.util
 import math
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mezzotint.kernels.triton_configs import PASSES, KernelShape, TileConfig, table_config
+if TYPE_CHECKING:
+    from mezzotint.kernels.compile_cases import CompileCase
+    from mezzotint.kernels.compile_driver import Binary
 
 #: Bytes of shared memory that one program may ask for, by architecture (CUDA C programming guide, technical
 #: specifications): Triton compiles past it without a word.
@@ -28,39 +27,48 @@ _RESERVED_PER_CTA_BYTES = 1024
 _REGISTERS_PER_SM = 65_536
 _WARPS_PER_SM = 64
 _CTAS_PER_SM = 32
-_DTYPE_NAMES = {"bf16": 2, "fp16": 2, "fp32": 4}
-_FP32_POINTERS = ("lse_ptr", "bias_ptr", "lse_log2_ptr", "delta_ptr", "d_bias_ptr")
 _MMA = re.compile(r"(wgmma\.mma_async\.sync|mma\.sync)\.aligned[.\w]*?\.m(\d+)n(\d+)k(\d+)")
-_INT32_POINTERS = ("kv_num_ptr", "kv_idx_ptr", "q_num_ptr", "q_idx_ptr", "q_len_ptr", "k_len_ptr")
-_OPTIONAL_POINTERS = ("bias_ptr", "d_bias_ptr", "q_len_ptr", "k_len_ptr")
+
+#: Multiplications that one turn of a kernel's loop needs, from its compile-time arguments.
+_USEFUL: dict[str, Callable[[dict[str, Any]], int]] = {
+    "attention_forward": lambda c: c["TILE_Q"] * c["TILE_K"] * (c["D"] + c["V"]),
+    "attention_backward_dq": lambda c: c["TILE_Q"] * c["TILE_K"] * (2 * c["D"] + c["V"]),
+    "attention_backward_dkdv": lambda c: c["TILE_Q"] * c["TILE_K"] * (2 * c["D"] + 2 * c["V"]),
+    "grouped_product": lambda c: c["ROWS"] * c["INNER"] * c["OUTER"],
+    "grouped_weights": lambda c: c["ROWS"] * c["INNER"] * c["OUTER"],
+}
+_TILES = ("TILE_Q", "TILE_K", "ROWS", "INNER", "OUTER", "TILE", "WIDTH", "SUM_CHANNELS", "BLOCK_Q", "BLOCK_K")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileRow:
-    """One kernel in one configuration for one architecture.
+    """One kernel in one form for one architecture.
 
     Args:
-        kernel: "forward", "dq" or "dkdv".
+        kernel: its function.
         arch: 80 or 90.
-        head_dim: channels of q, k and v.
         dtype: "bf16", "fp16" or "fp32".
-        block: tokens a block of the layout, on both sides.
-        config: tiles, warps and stages.
+        case: what it was compiled for, in words.
+        head_dim: channels of q, k and v; None where there are no heads.
+        tile: elements of a program's tile, by the names that the kernel gives them.
+        num_warps, num_stages: of a program and of its load pipeline.
         registers: a thread.
         stack_bytes: a thread; anything above 0 is spilled registers.
         shared_bytes: dynamic shared memory a program.
         wgmma, mma_sync, cp_async: instructions in the PTX text.
-        useful_over_issued: multiplications that attention needs over those that the matrix instructions of one turn of
-            the loop make; None where none are used (fp32).
+        useful_over_issued: multiplications that one turn of the loop needs over those that its matrix instructions
+            make; None where none are used (fp32, kernels by rows).
         ctas_per_sm: programs that registers, shared memory and warps let run together on one SM.
     """
 
     kernel: str
     arch: int
-    head_dim: int
     dtype: str
-    block: int
-    config: TileConfig
+    case: str
+    head_dim: int | None
+    tile: str
+    num_warps: int
+    num_stages: int
     registers: int
     stack_bytes: int
     shared_bytes: int
@@ -71,53 +79,40 @@ class CompileRow:
     ctas_per_sm: int
 
 
-def compile_report(
-    *,
-    kernels: Sequence[str] = PASSES,
-    archs: Sequence[int] = (90, 80),
-    head_dims: Sequence[int] = (64, 72, 128),
-    dtypes: Sequence[str] = ("bf16",),
-    blocks: Sequence[int] = (128,),
-) -> list[CompileRow]:
-    """Compile the table's configurations and read what came out, about a second each.
+def default_cases() -> list["CompileCase"]:
+    """Every entry of the attention kernels' table with and without all features, and the other kernels at a DiT's
+    width. Raises ValueError as `compile_report` does."""
+    _check_triton()
+    from mezzotint.kernels.compile_cases import attention_cases, operation_cases
 
-    Raises ValueError where Triton is not installed or its interpreter is switched on, and for names that it lacks.
-    """
-    _check_names(kernels, archs, dtypes)
     return [
-        compile_row(kernel, arch, dtype, KernelShape(head_dim=width, value_dim=width, block_q=block, block_k=block))
-        for kernel in kernels
-        for arch in archs
-        for width in head_dims
-        for dtype in dtypes
-        for block in blocks
+        *attention_cases((64, 72, 128, 256), ("bf16",), (128,)),
+        *attention_cases((72, 128, 256), ("fp32",), (128,), features=(True,)),
+        *operation_cases((1152,), ("bf16", "fp32")),
     ]
 
 
-def compile_row(
-    kernel: str, arch: int, dtype: str, shape: KernelShape, config: TileConfig | None = None
-) -> CompileRow:
-    """One row; `config` None takes the table's. shape.block_q and block_k must be equal, as must the head dims."""
-    config = config or table_config(kernel, arch, _DTYPE_NAMES[dtype], shape)
-    compiled = _compile(kernel, arch, dtype, shape, config)
-    registers, stack = _resources(compiled.asm["cubin"])
-    ptx = compiled.asm["ptx"]
-    return CompileRow(
-        kernel=kernel,
-        arch=arch,
-        head_dim=shape.head_dim,
-        dtype=dtype,
-        block=shape.block_q,
-        config=config,
-        registers=registers,
-        stack_bytes=stack,
-        shared_bytes=compiled.metadata.shared,
-        wgmma=len(re.findall(r"wgmma\.mma_async\.sync", ptx)),
-        mma_sync=len(re.findall(r"mma\.sync\.aligned", ptx)),
-        cp_async=len(re.findall(r"cp\.async\.c[ag]\.shared", ptx)),
-        useful_over_issued=_useful_over_issued(kernel, shape.head_dim, config, ptx),
-        ctas_per_sm=_ctas_per_sm(arch, registers, compiled.metadata.shared, config.num_warps),
-    )
+def compile_report(cases: Sequence["CompileCase"] | None = None, archs: Sequence[int] = (90, 80)) -> list[CompileRow]:
+    """Compile what the cases launch and read what came out, about a second a kernel; each form is listed once.
+
+    cases: None is `default_cases()`. Raises ValueError where Triton is not installed or its interpreter is switched on,
+    and for an architecture that has no limits here.
+    """
+    if unknown := [arch for arch in archs if arch not in SHARED_LIMIT_BYTES]:
+        raise ValueError(f"archs has {unknown}; expected some of {list(SHARED_LIMIT_BYTES)}")
+    _check_triton()
+    from mezzotint.kernels.compile_driver import compiling_for
+
+    rows = []
+    for arch in archs:
+        listed: set[Binary] = set()
+        for case in default_cases() if cases is None else cases:
+            with compiling_for(arch) as launched:
+                case.run()
+            new = [binary for binary in dict.fromkeys(launched) if binary not in listed]
+            listed.update(new)
+            rows += [_row(binary, arch, case) for binary in new]
+    return rows
 
 
 def limits(rows: Iterable[CompileRow]) -> list[str]:
@@ -125,9 +120,39 @@ def limits(rows: Iterable[CompileRow]) -> list[str]:
     return [sentence for row in rows for sentence in _broken(row)]
 
 
+def _check_triton() -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("the compile report needs the package 'triton', which is not installed")
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        raise ValueError("TRITON_INTERPRET is set; the compile report expects Triton's compiler")
+
+
+def _row(binary: "Binary", arch: int, case: "CompileCase") -> CompileRow:
+    sizes = [f"{name} {binary.constants[name]}" for name in _TILES if name in binary.constants]
+    return CompileRow(
+        kernel=binary.name,
+        arch=arch,
+        dtype=case.dtype,
+        case=case.text,
+        head_dim=case.head_dim,
+        tile=", ".join(sizes[:3]),
+        num_warps=binary.num_warps,
+        num_stages=binary.num_stages,
+        registers=binary.registers,
+        stack_bytes=binary.stack_bytes,
+        shared_bytes=binary.shared_bytes,
+        wgmma=len(re.findall(r"wgmma\.mma_async\.sync", binary.ptx)),
+        mma_sync=len(re.findall(r"mma\.sync\.aligned", binary.ptx)),
+        cp_async=len(re.findall(r"cp\.async\.c[ag]\.shared", binary.ptx)),
+        useful_over_issued=_useful_over_issued(binary),
+        ctas_per_sm=_ctas_per_sm(arch, binary),
+    )
+
+
 def _broken(row: CompileRow) -> list[str]:
-    tiles = f"{row.config.tile_q} x {row.config.tile_k}, {row.config.num_warps} warps, {row.config.num_stages} stages"
-    name = f"{row.kernel} sm_{row.arch} {row.dtype} D {row.head_dim} ({tiles})"
+    name = f"{row.kernel} sm_{row.arch} {row.dtype} {row.case} ({row.tile}, {row.num_warps} warps)"
     broken = []
     if row.stack_bytes > 0:
         broken.append(f"{name} spills {row.stack_bytes} bytes a thread; expected none")
@@ -136,97 +161,28 @@ def _broken(row: CompileRow) -> list[str]:
         broken.append(f"{name} takes {row.shared_bytes} bytes of shared memory; expected at most {limit}")
     if row.head_dim == 72 and row.useful_over_issued is not None and row.useful_over_issued < USEFUL_LIMIT:
         broken.append(f"{name} makes use of {row.useful_over_issued:.3f} of its MMA; expected at least {USEFUL_LIMIT}")
-    if (row.kernel, row.arch) == ("forward", 90) and row.head_dim <= 72 and row.dtype != "fp32" and row.ctas_per_sm < 2:
+    narrow = row.head_dim is not None and row.head_dim <= 72 and row.dtype != "fp32"
+    if (row.kernel, row.arch) == ("attention_forward", 90) and narrow and row.ctas_per_sm < 2:
         broken.append(f"{name} leaves room for {row.ctas_per_sm} CTA an SM; expected at least 2")
     return broken
 
 
-def _check_names(kernels: Sequence[str], archs: Sequence[int], dtypes: Sequence[str]) -> None:
-    known: tuple[tuple[str, Sequence[Any], Iterable[Any]], ...] = (
-        ("kernels", kernels, PASSES),
-        ("archs", archs, SHARED_LIMIT_BYTES),
-        ("dtypes", dtypes, _DTYPE_NAMES),
-    )
-    for name, given, allowed in known:
-        if unknown := [value for value in given if value not in allowed]:
-            raise ValueError(f"{name} has {unknown}; expected some of {list(allowed)}")
-    try:
-        import triton
-    except ModuleNotFoundError as error:
-        raise ValueError("the compile report needs the package 'triton', which is not installed") from error
-    if triton.knobs.runtime.interpret:
-        raise ValueError("TRITON_INTERPRET is set; the compile report expects Triton's compiler")
-
-
-def _kernel(name: str) -> Any:
-    from mezzotint.kernels import triton_backward, triton_forward
-
-    return {
-        "forward": triton_forward.attention_forward,
-        "dq": triton_backward.attention_backward_dq,
-        "dkdv": triton_backward.attention_backward_dkdv,
-    }[name]
-
-
-def _compile(kernel: str, arch: int, dtype: str, shape: KernelShape, config: TileConfig) -> Any:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    fn = _kernel(kernel)
-    constants = shape.constants(config) | dict.fromkeys(_OPTIONAL_POINTERS)
-    constants = {name: value for name, value in constants.items() if name in fn.arg_names}
-    signature = {name: "constexpr" if name in constants else _type(name, dtype) for name in fn.arg_names}
-    pointers = [(fn.arg_names.index(name),) for name, kind in signature.items() if kind.startswith("*")]
-    attributes = {path: [["tt.divisibility", 16]] for path in pointers}
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    source = ASTSource(fn, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
-def _type(argument: str, dtype: str) -> str:
-    """An argument's Triton type, by its name."""
-    if argument in _INT32_POINTERS:
-        return "*i32"
-    if argument.endswith("_ptr"):
-        return "*fp32" if argument in _FP32_POINTERS else f"*{dtype}"
-    return "fp32" if argument.startswith("scale") else "i32"
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes a thread, from cuobjdump."""
-    import triton
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise ValueError(f"cuobjdump answered {text!r}; expected REG and STACK")
-    return int(found[1]), int(found[2])
-
-
-def _useful_over_issued(kernel: str, width: int, config: TileConfig, ptx: str) -> float | None:
+def _useful_over_issued(binary: "Binary") -> float | None:
     """Useful multiplications of one turn of the loop over those of all its matrix instructions, all warps together.
 
     Each product stands once in the text, inside the loop. wgmma m64nNk16 is issued by four warps together, mma.sync
     m16n8k16 by each warp.
     """
-    groups = math.ceil(config.num_warps / 4)
+    groups = math.ceil(binary.num_warps / 4)
     issued = sum(
-        int(m) * int(n) * int(k) * (groups if family == "wgmma.mma_async.sync" else config.num_warps)
-        for family, m, n, k in _MMA.findall(ptx)
+        int(m) * int(n) * int(k) * (groups if family == "wgmma.mma_async.sync" else binary.num_warps)
+        for family, m, n, k in _MMA.findall(binary.ptx)
     )
-    if issued == 0:
-        return None
-    products = {"forward": 2, "dq": 3, "dkdv": 4}[kernel]
-    return products * width * config.tile_q * config.tile_k / issued
+    return _USEFUL[binary.name](binary.constants) / issued if issued else None
 
 
-def _ctas_per_sm(arch: int, registers: int, shared_bytes: int, num_warps: int) -> int:
+def _ctas_per_sm(arch: int, binary: "Binary") -> int:
     """Registers are given out in eights a thread, and the hardware keeps 1 KB of shared memory for each program."""
-    by_registers = _REGISTERS_PER_SM // (math.ceil(registers / 8) * 8 * 32 * num_warps)
-    by_shared = _SHARED_PER_SM_BYTES[arch] // (shared_bytes + _RESERVED_PER_CTA_BYTES)
-    return min(by_registers, by_shared, _WARPS_PER_SM // num_warps, _CTAS_PER_SM)
+    by_registers = _REGISTERS_PER_SM // (math.ceil(binary.registers / 8) * 8 * 32 * binary.num_warps)
+    by_shared = _SHARED_PER_SM_BYTES[arch] // (binary.shared_bytes + _RESERVED_PER_CTA_BYTES)
+    return min(by_registers, by_shared, _WARPS_PER_SM // binary.num_warps, _CTAS_PER_SM)

@@ -6,33 +6,25 @@
     rows = grouped_linear(rows, w2, None, routing.offsets)
     x = scatter_add(rows, routing.index, routing.gate, len(x))
 
+The same in one operation is `expert_mlp` (expert_mlp.py), which is faster where tokens are few.
+
 torch.library operations with fake and autograd registrations, so that torch.compile traces them and the FLOP counter
 counts the rows that are there. Which backend runs is decided by `chosen_backend` before anything is computed; a case
 that it cannot do raises. All are deterministic. Shape suffixes: T tokens, A assignments, E experts, C channels in,
 F channels out.
 """
 
-import importlib.util
-import threading
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mezzotint.kernels.arguments import check, check_device, check_floating
+from mezzotint.kernels.expert_arguments import check_gate, check_list, check_offsets, check_weights
+from mezzotint.kernels.expert_backends import BACKENDS, chosen_backend, last_backend, running
 
-BACKENDS = {
-    "reference": "explicit, with masks: any device and floating dtype, each expert's product with every row",
-    "cpu": "torch's own products on each expert's rows, on a CPU, in any floating dtype",
-    "triton": "our Triton kernels on CUDA, in bf16, fp16 and fp32",
-}
-"""Names, and what each is for. "auto" takes triton on CUDA, cpu on a CPU, and the reference where those cannot run."""
-
-TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-_ran = threading.local()
+__all__ = ["BACKENDS", "chosen_backend", "gather_tokens", "grouped_linear", "last_backend", "scatter_add"]
 
 
 def gather_tokens(x: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
@@ -43,7 +35,7 @@ def gather_tokens(x: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
     `index` are looked at on a CPU only.
     """
     check_floating("x", x, 2, "[tokens, channels]")
-    _check_list("index", index, x)
+    check_list("index", index, x)
     return _gather(x, index, chosen_backend(x, backend=backend))
 
 
@@ -59,18 +51,13 @@ def grouped_linear(
     what was expected; values of `offsets` are looked at on a CPU only.
     """
     check_floating("x", x, 2, "[rows, channels]")
-    check_floating("weights", weights, 3, "[experts, channels, channels out]")
-    E, C, F = weights.shape
-    check(x.shape[1] == C, "weights", weights.shape, "[experts, channels, channels out]", ", with x's channels")
-    check(E > 0, "weights", weights.shape, "at least one expert")
-    for name, given in (("weights", weights), ("bias", bias)):
-        if given is not None:
-            check_device(name, given, x.device)
-            check(given.dtype == x.dtype, name, given.dtype, x.dtype, ", as x is")
+    check_weights("weights", weights, x, x.shape[1])
+    E, _, F = weights.shape
     if bias is not None:
+        check_device("bias", bias, x.device)
+        check(bias.dtype == x.dtype, "bias", bias.dtype, x.dtype, ", as x is")
         check(bias.shape == (E, F), "bias", bias.shape, [E, F], ", weights' experts and channels out")
-    _check_list("offsets", offsets, x)
-    check(offsets.shape[0] == E + 1, "offsets", offsets.shape, [E + 1], ", the experts and one more")
+    check_offsets(offsets, x, E)
     return _linear(x, weights, bias, offsets, chosen_backend(x, backend=backend))
 
 
@@ -85,96 +72,17 @@ def scatter_add(
     naming the argument, its value and what was expected; values of `index` are looked at on a CPU only.
     """
     check_floating("y", y, 2, "[assignments, channels]")
-    _check_list("index", index, y)
+    check_list("index", index, y)
     check(index.shape[0] == y.shape[0], "index", index.shape, [y.shape[0]], ", one for each row of y")
     check(num_tokens >= 0, "num_tokens", num_tokens, "at least 0")
     if gate is not None:
-        check_floating("gate", gate, 1, "[assignments]")
-        check(gate.shape[0] == y.shape[0], "gate", gate.shape, [y.shape[0]], ", one for each row of y")
-        check_device("gate", gate, y.device)
+        check_gate(gate, y.shape[0], y, "row of y")
     return _scatter(y, index, gate, num_tokens, chosen_backend(y, backend=backend))
-
-
-def chosen_backend(x: Tensor, *, backend: str = "auto") -> str:
-    """Name of the backend that runs for these rows, a key of BACKENDS. Raises ValueError when it cannot run them."""
-    if backend == "auto":
-        best = "triton" if x.device.type == "cuda" else "cpu"
-        return best if _why_not(best, x) is None else "reference"
-    check(backend in BACKENDS, "backend", backend, ["auto", *BACKENDS])
-    reason = _why_not(backend, x)
-    if reason:
-        raise ValueError(f"backend is {backend!r}; it cannot run here, since {reason}.")
-    return backend
-
-
-def last_backend() -> str | None:
-    """Name of the backend that ran this thread's newest operation, forward or backward; None before any."""
-    return getattr(_ran, "name", None)
-
-
-def _check_list(name: str, x: Tensor, rows: Tensor) -> None:
-    check(isinstance(x, Tensor), name, type(x).__name__, "a tensor")
-    check(x.dtype == torch.int64, name, x.dtype, "torch.int64")
-    check(x.ndim == 1, name, x.shape, "one dimension")
-    check_device(name, x, rows.device)
-
-
-def _why_not(name: str, x: Tensor) -> str | None:
-    """What keeps a backend from running, in words that end a sentence; None when nothing does."""
-    if name == "cpu" and x.device.type != "cpu":
-        return f"x is on {x.device} and not on cpu"
-    if name != "triton":
-        return None
-    if not _has_triton():
-        return "the package 'triton' is not installed"
-    if x.device.type != "cuda" and not _interpreted():
-        return f"x is on {x.device} and not on cuda"
-    return None if x.dtype in TRITON_DTYPES else f"x is of {x.dtype}, and the kernels take bf16, fp16 and fp32"
-
-
-@torch.compiler.assume_constant_result
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@torch.compiler.assume_constant_result
-def _interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on the CPU."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
-
-
-class Backend(Protocol):
-    """What a backend module offers: plain tensors in and out, dense results, no autograd."""
-
-    def gather(self, x: Tensor, index: Tensor) -> Tensor:
-        """x[index]."""
-
-    def scatter(self, y: Tensor, index: Tensor, gate: Tensor | None, num_tokens: int) -> Tensor:
-        """Sums of gate * y by token."""
-
-    def scatter_backward(self, d_out: Tensor, y: Tensor, index: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of y and gate."""
-
-    def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
-        """The product with each expert's weights."""
-
-    def linear_backward(
-        self, d_out: Tensor, x: Tensor, weights: Tensor, offsets: Tensor, with_bias: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, weights and bias (empty without one)."""
-
-
-def _run(name: str) -> Backend:
-    """The backend's module, imported when it is first asked for: triton is not everywhere."""
-    _ran.name = name
-    return import_module(f"mezzotint.kernels.expert_dispatch_{name}")
 
 
 @torch.library.custom_op("mezzotint::gather_tokens", mutates_args=())
 def _gather(x: Tensor, index: Tensor, backend: str) -> Tensor:
-    return _run(backend).gather(x, index)
+    return running(backend).gather(x, index)
 
 
 @_gather.register_fake
@@ -197,7 +105,7 @@ _gather.register_autograd(_gather_backward, setup_context=_gather_context)
 
 @torch.library.custom_op("mezzotint::scatter_add", mutates_args=())
 def _scatter(y: Tensor, index: Tensor, gate: Tensor | None, num_tokens: int, backend: str) -> Tensor:
-    return _run(backend).scatter(y, index, gate, num_tokens)
+    return running(backend).scatter(y, index, gate, num_tokens)
 
 
 @_scatter.register_fake
@@ -209,7 +117,7 @@ def _(y: Tensor, index: Tensor, gate: Tensor | None, num_tokens: int, backend: s
 def _scatter_backward_op(
     d_out: Tensor, y: Tensor, index: Tensor, gate: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _run(backend).scatter_backward(d_out, y, index, gate)
+    return running(backend).scatter_backward(d_out, y, index, gate)
 
 
 @_scatter_backward_op.register_fake
@@ -235,7 +143,7 @@ _scatter.register_autograd(_scatter_backward, setup_context=_scatter_context)
 
 @torch.library.custom_op("mezzotint::grouped_linear", mutates_args=())
 def _linear(x: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor, backend: str) -> Tensor:
-    return _run(backend).linear(x, weights, bias, offsets)
+    return running(backend).linear(x, weights, bias, offsets)
 
 
 @_linear.register_fake
@@ -247,7 +155,7 @@ def _(x: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor, backend:
 def _linear_backward_op(
     d_out: Tensor, x: Tensor, weights: Tensor, offsets: Tensor, with_bias: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _run(backend).linear_backward(d_out, x, weights, offsets, with_bias)
+    return running(backend).linear_backward(d_out, x, weights, offsets, with_bias)
 
 
 @_linear_backward_op.register_fake

@@ -1,76 +1,75 @@
-"""Expert dispatch on a CPU: torch's products on each expert's slice of rows, and sums by token.
+"""Expert dispatch on a CPU: rows come back to their tokens in our own C kernels (native/experts.c); gathering them, and
+the products, are torch's, which are as fast as any.
 
-Shape suffixes: T tokens, A assignments, E experts, C channels in, F channels out. No autograd in here.
+Shape suffixes: T tokens, A assignments, C channels. No autograd in here.
 """
 
-from collections.abc import Iterator
+import ctypes
+import struct
 
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.expert_dispatch_torch import gather, index_error, linear, linear_backward
+from mezzotint.kernels.native_build import why_not_native
+from mezzotint.kernels.native_call import ELEMENTS, call_native, level
+from mezzotint.kernels.native_team import team_address
 
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """x [T, C] at index [A]: [A, C]."""
-    _check_index(index, x.shape[0])
-    return x.index_select(0, index)
+__all__ = ["gather", "linear", "linear_backward", "scatter", "scatter_backward", "why_not"]
+
+SERIAL_ELEMENTS = 32_768
+"""Elements of the assignments' rows for which one thread is enough: waking a second one costs more than it saves."""
+
+_CALL = struct.Struct("=16q")  # struct dispatch_call of native/experts.c
+
+
+def why_not(x: Tensor) -> str | None:
+    """What keeps this backend from running, in words that end a sentence; None when nothing does."""
+    if x.device.type != "cpu":
+        return f"x is on {x.device} and not on cpu"
+    if x.dtype not in ELEMENTS:
+        return f"x is of {x.dtype}, and the C kernels take bf16 and fp32"
+    return why_not_native()
 
 
 def scatter(y: Tensor, index: Tensor, gate: Tensor | None, num_tokens: int) -> Tensor:
-    """Sums of gate [A] * y [A, C] by token: [T, C]. torch adds the rows one after the other, in their order."""
-    _check_index(index, num_tokens)
-    wide = _wide(y.dtype)
-    rows = y.to(wide) if gate is None else y.to(wide) * gate.to(wide)[:, None]
-    return torch.zeros(num_tokens, y.shape[1], dtype=wide).index_add_(0, index, rows).to(y.dtype)
+    """Sums of gate [A] * y [A, C] by token: [T, C]; y is fp32 or bf16, sums are fp32, in the order of assignments."""
+    out = y.new_empty(num_tokens, y.shape[1])
+    y, index = _dense(y), index.contiguous()
+    gate = None if gate is None else gate.float().contiguous()
+    _run("experts_scatter", (y, None, index, gate, out, None), num_tokens)
+    return out
 
 
 def scatter_backward(d_out: Tensor, y: Tensor, index: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of y [A, C] and gate [A]: gate * d_out[index], and the inner products of y and d_out[index]."""
-    rows = d_out.index_select(0, index).to(_wide(y.dtype))
-    return (rows * gate.to(rows.dtype)[:, None]).to(y.dtype), (rows * y).sum(1).to(gate.dtype)
+    dy, d_gate = y.new_empty(y.shape), gate.new_empty(gate.shape, dtype=torch.float32)
+    d_out, y, index, factors = _dense(d_out.to(y.dtype)), _dense(y), index.contiguous(), gate.float().contiguous()
+    _run("experts_scatter_backward", (d_out, y, index, factors, dy, d_gate), d_out.shape[0])
+    return dy, d_gate.to(gate.dtype)
 
 
-def linear(x: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
-    """x [A, C], weights [E, C, F], bias [E, F] or None, offsets [E + 1]: [A, F]."""
-    out = x.new_empty(x.shape[0], weights.shape[2])
-    for expert, rows in _slices(offsets, x.shape[0]):
-        if bias is None:
-            torch.mm(x[rows], weights[expert], out=out[rows])
-        else:
-            torch.addmm(bias[expert], x[rows], weights[expert], out=out[rows])
-    return out
+def _run(function: str, tensors: tuple[Tensor | None, ...], num_tokens: int) -> None:
+    """tensors: in the order of struct dispatch_call. The kernel looks at the values of the index."""
+    rows, y, index = tensors[:3]
+    assert rows is not None
+    assert index is not None
+    A, C = index.shape[0], rows.shape[1]
+    refused = (ctypes.c_int64 * 3)()
+    call_native(
+        function,
+        _CALL,
+        *[0 if tensor is None else tensor.data_ptr() for tensor in tensors],
+        *(ctypes.addressof(refused), team_address()),
+        *(rows.stride(0), 0 if y is None else y.stride(0)),
+        *(num_tokens, A, C),
+        torch.get_num_threads() if A * C > SERIAL_ELEMENTS else 1,
+        *(ELEMENTS[rows.dtype], level()),
+    )
+    if refused[0]:
+        raise index_error(refused[1], refused[2], num_tokens)
 
 
-def linear_backward(
-    d_out: Tensor, x: Tensor, weights: Tensor, offsets: Tensor, with_bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weights and bias (empty without one). An expert without rows gets zeros."""
-    dx, d_weights = x.new_empty(x.shape), weights.new_zeros(weights.shape)
-    d_bias = x.new_zeros((weights.shape[0], weights.shape[2]) if with_bias else (0,))
-    for expert, rows in _slices(offsets, x.shape[0]):
-        torch.mm(d_out[rows], weights[expert].t(), out=dx[rows])
-        torch.mm(x[rows].t(), d_out[rows], out=d_weights[expert])
-        if with_bias:
-            torch.sum(d_out[rows], 0, out=d_bias[expert])
-    return dx, d_weights, d_bias
-
-
-def _slices(offsets: Tensor, num_rows: int) -> Iterator[tuple[int, slice]]:
-    """Experts that have rows, and which."""
-    ends = offsets.tolist()
-    if ends[0] != 0 or ends[-1] != num_rows or ends != sorted(ends):
-        raise ValueError(f"offsets is {ends}; expected ascending numbers from 0 to {num_rows}, the rows.")
-    for expert in range(len(ends) - 1):
-        if ends[expert] < ends[expert + 1]:
-            yield expert, slice(ends[expert], ends[expert + 1])
-
-
-def _check_index(index: Tensor, num_tokens: int) -> None:
-    if index.numel() == 0:
-        return
-    least, most = (int(value) for value in index.aminmax())
-    if least < 0 or most >= num_tokens:
-        raise ValueError(f"index has values from {least} to {most}; expected 0 to {num_tokens - 1}, the tokens.")
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _dense(rows: Tensor) -> Tensor:
+    """Rows whose channels lie side by side: autograd hands over expanded and transposed gradients, too."""
+    return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -1,6 +1,6 @@
 """BlockLayout: which blocks of keys each block of queries sees.
 
-Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys, M list width.
+Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys, M list width, P bit masks.
 """
 
 import dataclasses
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.kernels import layout_block_mask as flex
 from mezzotint.kernels import layout_check as check
 from mezzotint.kernels import layout_conversion as convert
+from mezzotint.kernels import layout_masks as masks
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -22,7 +24,7 @@ class BlockLayout:
     """An immutable list of kept key blocks for every query block: tensors only, moved between devices by `to`.
 
     Key j counts for query i where j's block is in the list of i's block, i is among the first q_len tokens of its
-    block and j among the first k_len tokens of its own.
+    block and j among the first k_len tokens of its own, and where a partly masked block has the bit of the pair set.
 
     Args:
         block_q, block_k: tokens a block of queries and of keys: 16, 32, 64 or 128; they may differ.
@@ -30,6 +32,10 @@ class BlockLayout:
         kv_num: int32 [Bx, Hx, NQ], how many entries of each list count.
         kv_idx: int32 [Bx, Hx, NQ, M], blocks of keys, strictly ascending; what follows the first kv_num is set to 0.
         q_len, k_len: int32 [NQ], [NK], valid tokens of each block; None where every block is whole.
+        mask_idx: int32 [Bx, Hx, NQ, M], beside kv_idx: -1 where the listed block counts whole, else a row of mask_bits;
+            what follows the first kv_num is set to -1. None, as mask_bits, where no block is partly masked.
+        mask_bits: int32 [P, block_q, ceil(block_k / 32)]: bit b of word w of row i says whether key 32 w + b of a block
+            counts for its query i. Bits past block_k are 0. Blocks that look alike may share a mask.
         perm: int64 [num_q], the caller's token at each position: x_tiled = x[..., perm, :]. Positions of padding name
             any token.
         inv_perm: int64 [tokens], each caller's token's position: x = x_tiled[..., inv_perm, :].
@@ -48,6 +54,8 @@ class BlockLayout:
     kv_idx: Tensor
     q_len: Tensor | None = None
     k_len: Tensor | None = None
+    mask_idx: Tensor | None = None
+    mask_bits: Tensor | None = None
     perm: Tensor | None = None
     inv_perm: Tensor | None = None
     validate: InitVar[bool] = True
@@ -60,10 +68,17 @@ class BlockLayout:
         check.check_tensor("kv_idx", self.kv_idx, torch.int32, (batch, heads, rows, None))
         check.check_device("kv_idx", self.kv_idx, self.device)
         self._check_lengths(validate)
-        self._check_order(validate)
+        check.check_mask_shapes(self.mask_idx, self.mask_bits, self.kv_idx, (self.block_q, self.block_k))
+        check.check_order_tensors(self.perm, self.inv_perm, self.num_q, self.num_k, self.device)
         if validate:
             check.check_lists(self.kv_num, self.kv_idx, self.num_k_blocks)
-            listed = torch.arange(self.kv_idx.shape[-1], device=self.device) < self.kv_num[..., None]
+            listed = self._listed()
+            if self.mask_idx is not None and self.mask_bits is not None:
+                check.check_masks(self.mask_idx, self.mask_bits, listed, self.block_k)
+                object.__setattr__(self, "mask_idx", torch.where(listed, self.mask_idx, masks.WHOLE).contiguous())
+                object.__setattr__(self, "mask_bits", self.mask_bits.contiguous())
+            if self.perm is not None and self.inv_perm is not None:
+                check.check_order(self.perm, self.inv_perm)
             object.__setattr__(self, "kv_idx", torch.where(listed, self.kv_idx, 0).contiguous())
             object.__setattr__(self, "kv_num", self.kv_num.contiguous())
 
@@ -78,19 +93,6 @@ class BlockLayout:
             check.check_device(name, lengths, self.device)
             if validate:
                 check.check_lengths(name, lengths, convert.whole_lengths(*whole, self.device))
-
-    def _check_order(self, validate: bool) -> None:
-        if self.perm is None and self.inv_perm is None:
-            return
-        if self.num_q != self.num_k:
-            raise ValueError(f"num_k is {self.num_k}; expected {self.num_q}, num_q, since perm orders both")
-        check.check_tensor("perm", self.perm, torch.int64, (self.num_q,))
-        check.check_tensor("inv_perm", self.inv_perm, torch.int64, (None,))
-        for name, value in (("perm", self.perm), ("inv_perm", self.inv_perm)):
-            if value is not None:  # None is refused above; the type checker does not know
-                check.check_device(name, value, self.device)
-        if validate and self.perm is not None and self.inv_perm is not None:
-            check.check_order(self.perm, self.inv_perm)
 
     @classmethod
     def from_dense(
@@ -109,19 +111,23 @@ class BlockLayout:
         return cls(**sizes, kv_num=kv_num, kv_idx=kv_idx, **rest)
 
     @classmethod
+    def from_token_mask(cls, mask: Tensor, *, block_q: int, block_k: int, **rest: Any) -> "BlockLayout":
+        """A layout of exactly the pairs of a mask, bool [Bx, Hx, num_q, num_k]: any pattern at all.
+
+        Blocks that are kept whole cost nothing more than in `from_dense`, mixed ones get bit masks, equal ones shared.
+        `rest` goes to the constructor (q_len, k_len, perm, inv_perm). Raises ValueError as the constructor does.
+        """
+        check.check_tensor("mask", mask, torch.bool, (None, None, None, None))
+        num_q, num_k = mask.shape[-2:]
+        check.check_sizes(block_q, block_k, num_q, num_k)
+        lists: dict[str, Any] = masks.lists_from_map(masks.map_from_tokens(mask, (block_q, block_k)))
+        return cls(block_q=block_q, block_k=block_k, num_q=num_q, num_k=num_k, **lists, **rest)
+
+    @classmethod
     def from_csr(
-        cls,
-        row_ptr: Tensor,
-        col_idx: Tensor,
-        *,
-        block_q: int,
-        block_k: int,
-        num_q: int,
-        num_k: int,
-        batch: int = 1,
-        heads: int = 1,
-        **rest: Any,
-    ) -> "BlockLayout":
+        cls, row_ptr: Tensor, col_idx: Tensor, *, block_q: int, block_k: int, num_q: int, num_k: int, batch: int = 1,
+        heads: int = 1, **rest: Any,
+    ) -> "BlockLayout":  # fmt: skip
         """A layout from compressed rows over batch, heads and blocks of queries, in that order.
 
         row_ptr int [batch * heads * NQ + 1], col_idx int [nonzeros], ascending within a row. Raises ValueError for
@@ -133,23 +139,20 @@ class BlockLayout:
         return cls(**sizes, kv_num=kv_num, kv_idx=kv_idx, **rest)
 
     @classmethod
-    def from_block_mask(cls, block_mask: "BlockMask", *, partial: str = "refuse") -> "BlockLayout":
+    def from_block_mask(cls, block_mask: "BlockMask", *, partial: str = "exact") -> "BlockLayout":
         """A layout from FlexAttention's BlockMask.
 
-        Partial blocks are taken where their mask_mod only leaves out the last tokens of blocks (q_len and k_len then
-        say so). Otherwise `partial` decides: "refuse" raises ValueError, "whole" keeps each partial block whole, which
-        is a larger mask than the one given.
+        Where the mask_mod of partial blocks only leaves out the last tokens of blocks, q_len and k_len say so.
+        Otherwise `partial` decides: "exact" gives such blocks bit masks, "refuse" raises ValueError. "whole" never asks
+        mask_mod and keeps each partial block whole, which is a larger mask than the one given. The other two build the
+        mask of tokens, in memory of num_q * num_k.
         """
-        if partial not in ("refuse", "whole"):
-            raise ValueError(f'partial is {partial!r}; expected "refuse" or "whole"')
+        if partial not in ("exact", "refuse", "whole"):
+            raise ValueError(f'partial is {partial!r}; expected "exact", "refuse" or "whole"')
         (block_q, block_k), (num_q, num_k) = block_mask.BLOCK_SIZE, block_mask.seq_lengths
         check.check_sizes(block_q, block_k, num_q, num_k)
-        dense, partials = convert.dense_from_block_mask(block_mask)
-        q_len = k_len = None
-        if partial == "refuse" and bool(partials.any()):
-            q_len, k_len = convert.lengths_from_block_mask(block_mask, dense, partials)
-        sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "num_q": num_q, "num_k": num_k}
-        return cls.from_dense(dense, **sizes, q_len=q_len, k_len=k_len)
+        lists: dict[str, Any] = flex.lists_from_block_mask(block_mask, partial)
+        return cls(block_q=block_q, block_k=block_k, num_q=num_q, num_k=num_k, **lists)
 
     @classmethod
     def full(
@@ -205,24 +208,30 @@ class BlockLayout:
         """One bool a pair of blocks, [Bx, Hx, NQ, NK]."""
         return convert.dense_from_lists(self.kv_num, self.kv_idx, self.num_k_blocks)
 
+    def block_map(self) -> Tensor:
+        """What is kept of each pair of blocks, int32 [Bx, Hx, NQ, NK]: -2 nothing, -1 all, else a row of mask_bits."""
+        return masks.map_from_lists(self.kv_num, self.kv_idx, self.mask_idx, self.num_k_blocks)
+
     def token_mask(self) -> Tensor:
         """One bool a pair of tokens, [Bx, Hx, num_q, num_k]: for references and tests, memory in num_q * num_k."""
-        blocks = (self.block_q, self.block_k)
-        tokens = convert.expand_to_tokens(self.to_dense(), self.q_lengths(), self.k_lengths(), blocks)
+        tokens = masks.tokens_from_map((self.block_map(), self.mask_bits), (self.block_q, self.block_k))
+        tokens &= convert.valid_tokens(self.q_lengths(), self.block_q)[:, None]
+        tokens &= convert.valid_tokens(self.k_lengths(), self.block_k)
         return tokens[..., : self.num_q, : self.num_k]
 
     def to_csr(self) -> tuple[Tensor, Tensor]:
-        """Compressed rows over batch, heads and blocks of queries: row_ptr int64 [Bx * Hx * NQ + 1], col_idx int32."""
+        """Compressed rows over batch, heads and blocks of queries: row_ptr int64 [Bx * Hx * NQ + 1], col_idx int32.
+
+        The blocks alone, as `to_dense`: bit masks are not in there.
+        """
         return convert.csr_from_lists(self.kv_num, self.kv_idx)
 
     def to_block_mask(self) -> "BlockMask":
         """FlexAttention's BlockMask of the same token pairs, right for eager as for compiled calls (not the order)."""
-        whole = (
-            convert.whole_lengths(self.num_q, self.block_q, self.device),
-            convert.whole_lengths(self.num_k, self.block_k, self.device),
-        )
-        blocks = (self.block_q, self.block_k)
-        return convert.make_block_mask(self.to_dense(), self.q_lengths(), self.k_lengths(), whole, blocks)
+        return flex.make_block_mask(
+            (self.block_map(), self.mask_bits), (self.q_lengths(), self.k_lengths()), (self.num_q, self.num_k),
+            (self.block_q, self.block_k),
+        )  # fmt: skip
 
     def transpose(self) -> tuple[Tensor, Tensor]:
         """The blocks of queries that see each block of keys: (q_num int32 [Bx, Hx, NK], q_idx int32 [Bx, Hx, NK, M']).
@@ -233,9 +242,23 @@ class BlockLayout:
             self._cache["transpose"] = convert.lists_from_dense(self.to_dense().transpose(-1, -2))
         return self._cache["transpose"]
 
-    def keep_transpose(self, q_num: Tensor, q_idx: Tensor) -> "BlockLayout":
+    def transpose_mask_idx(self) -> Tensor | None:
+        """mask_idx in the order of `transpose`, int32 [Bx, Hx, NK, M'] beside q_idx; None where there are no masks.
+
+        The masks themselves stay as they are: row i of one is still query i. Computed once and kept.
+        """
+        if self.mask_idx is None:
+            return None
+        if "transpose_mask_idx" not in self._cache:
+            columns = self.block_map().transpose(-1, -2)
+            self._cache["transpose_mask_idx"] = masks.masks_beside(*self.transpose(), columns)
+        return self._cache["transpose_mask_idx"]
+
+    def keep_transpose(self, q_num: Tensor, q_idx: Tensor, mask_idx: Tensor | None = None) -> "BlockLayout":
         """Take up a transpose that was computed before from the same lists; returns the layout itself."""
         self._cache["transpose"] = (q_num, q_idx)
+        if mask_idx is not None:
+            self._cache["transpose_mask_idx"] = mask_idx
         return self
 
     def keeps_every_pair(self) -> bool:
@@ -245,9 +268,14 @@ class BlockLayout:
     def kept_pairs(self) -> int:
         """Token pairs (query, key) that count, over the layout's own Bx and Hx. Computed once and kept."""
         if "kept_pairs" not in self._cache:
-            listed = torch.arange(self.kv_idx.shape[-1], device=self.device) < self.kv_num[..., None]
-            keys = torch.where(listed, self.k_lengths().long()[self.kv_idx.long()], 0).sum(-1)
-            self._cache["kept_pairs"] = int((keys * self.q_lengths()).sum())
+            keys = torch.where(self._listed(), self.k_lengths().long()[self.kv_idx.long()], 0)
+            pairs = keys * self.q_lengths()[:, None]
+            if self.mask_idx is not None and self.mask_bits is not None:
+                partial = self.mask_idx >= 0
+                rows = self.q_lengths()[:, None].expand_as(keys)[partial]
+                bits = (self.mask_bits, self.block_k)
+                pairs[partial] = masks.count_pairs(*bits, self.mask_idx[partial], rows, keys[partial])
+            self._cache["kept_pairs"] = int(pairs.sum())
         return self._cache["kept_pairs"]
 
     def density(self) -> float:
@@ -273,8 +301,12 @@ class BlockLayout:
         """Bytes of the tensors held, the transpose (built when first asked for) not counted."""
         return sum(value.numel() * value.element_size() for value in self._tensors().values())
 
+    def _listed(self) -> Tensor:
+        """Which entries of the lists count, bool [Bx, Hx, NQ, M]."""
+        return torch.arange(self.kv_idx.shape[-1], device=self.device) < self.kv_num[..., None]
+
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("kv_num", "kv_idx", "q_len", "k_len", "perm", "inv_perm")
+        names = ("kv_num", "kv_idx", "q_len", "k_len", "mask_idx", "mask_bits", "perm", "inv_perm")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def __repr__(self) -> str:

@@ -1,30 +1,53 @@
 """Layouts made from layouts over the same tokens: union, intersection, one a head, smaller blocks.
 
-Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys.
+All are exact, pair by pair, where some of the layouts have partly masked blocks. Shape suffixes: Bx batch or 1, Hx
+query heads or 1, NQ and NK blocks of queries and keys.
 """
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mezzotint.kernels import layout_masks as masks
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.layout_check import BLOCK_SIZES
 from mezzotint.kernels.layout_conversion import lists_from_dense
+from mezzotint.kernels.layout_masks import BlockMap, Logic
 
 
 def with_mask(layout: BlockLayout, mask: Tensor, width: int | None = None) -> BlockLayout:
-    """A layout over the same tokens and blocks that keeps `mask`, bool [Bx, Hx, NQ, NK].
+    """A layout over the same tokens that keeps whole blocks by `mask`, bool [Bx, Hx, NQ, NK], and nothing else.
 
     Blocks without any valid token are left out, whatever the mask says. `width`, an upper bound of the longest list,
     spares a read back from the device.
     """
     kv_num, kv_idx = lists_from_dense(_drop_empty(mask, layout.q_len, layout.k_len), width)
-    return dataclasses.replace(layout, kv_num=kv_num, kv_idx=kv_idx, validate=False)
+    lists: dict[str, Any] = {"kv_num": kv_num, "kv_idx": kv_idx, "mask_idx": None, "mask_bits": None}
+    return dataclasses.replace(layout, **lists, validate=False)
+
+
+def with_map(layout: BlockLayout, block_map: BlockMap) -> BlockLayout:
+    """A layout over the same tokens that keeps what a map of its blocks says, in as few masks as may be."""
+    q_len, k_len = layout.q_lengths(), layout.k_lengths()
+    blocks, bits = masks.simplify(block_map, layout.block_k, q_len, k_len)
+    valid = (q_len > 0)[:, None] & (k_len > 0)
+    lists: dict[str, Any] = masks.lists_from_map((torch.where(valid, blocks, masks.ABSENT), bits))
+    return dataclasses.replace(layout, **lists, validate=False)
+
+
+def select_blocks(layout: BlockLayout, mask: Tensor, width: int | None = None) -> BlockLayout:
+    """Those blocks of `layout` that `mask`, bool [Bx, Hx, NQ, NK], names; partly masked ones stay so.
+
+    `width` as in `with_mask`; it is not needed where a block is partly masked.
+    """
+    if layout.mask_bits is None:
+        return with_mask(layout, mask & layout.to_dense(), width)
+    return with_map(layout, (torch.where(mask, layout.block_map(), masks.ABSENT), layout.mask_bits))
 
 
 def full_like(layout: BlockLayout) -> BlockLayout:
@@ -56,8 +79,14 @@ def per_head(layouts: Sequence[BlockLayout]) -> BlockLayout:
         if layout.kv_num.shape[1] != 1:
             raise ValueError(f"layouts[{index}] has {layout.kv_num.shape[1]} heads; expected 1, to be one head's")
     batch = max(layout.kv_num.shape[0] for layout in layouts)
-    masks = [layout.to_dense().expand(batch, -1, -1, -1) for layout in layouts]
-    return with_mask(layouts[0], torch.cat(masks, dim=1))
+    blocks, bits, count = [], [], 0
+    for layout in layouts:
+        own = layout.block_map().expand(batch, -1, -1, -1)
+        blocks.append(torch.where(own < 0, own, own + count))
+        if layout.mask_bits is not None:
+            bits.append(layout.mask_bits)
+            count += len(layout.mask_bits)
+    return with_map(layouts[0], (torch.cat(blocks, dim=1), torch.cat(bits) if bits else None))
 
 
 def split_blocks(layout: BlockLayout, *, block_q: int, block_k: int) -> BlockLayout:
@@ -69,13 +98,13 @@ def split_blocks(layout: BlockLayout, *, block_q: int, block_k: int) -> BlockLay
         if new not in BLOCK_SIZES or new > old:
             raise ValueError(f"{name} is {new!r}; expected one of {BLOCK_SIZES}, at most {old}, the layout's own")
     rows, columns = -(-layout.num_q // block_q), -(-layout.num_k // block_k)
-    mask = layout.to_dense().repeat_interleave(layout.block_q // block_q, -2)[..., :rows, :]
-    mask = mask.repeat_interleave(layout.block_k // block_k, -1)[..., :columns]
+    blocks, bits = _split_map((layout.block_map(), layout.mask_bits), layout, (block_q, block_k))
     q_len = _split_lengths(layout.q_len, layout.block_q, block_q, rows)
     k_len = _split_lengths(layout.k_len, layout.block_k, block_k, columns)
-    kv_num, kv_idx = lists_from_dense(_drop_empty(mask, q_len, k_len))
-    lists: dict[str, Any] = {"kv_num": kv_num, "kv_idx": kv_idx, "q_len": q_len, "k_len": k_len}
-    return dataclasses.replace(layout, block_q=block_q, block_k=block_k, **lists, validate=False)
+    nothing: dict[str, Any] = masks.lists_from_map((torch.full_like(blocks[..., :rows, :columns], masks.ABSENT), None))
+    sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "q_len": q_len, "k_len": k_len}
+    split = dataclasses.replace(layout, **sizes, **nothing, validate=False)
+    return with_map(split, (blocks[..., :rows, :columns], bits))
 
 
 def check_same_tokens(layouts: Sequence[BlockLayout], names: Sequence[str] | None = None) -> None:
@@ -105,9 +134,28 @@ def check_same_tokens(layouts: Sequence[BlockLayout], names: Sequence[str] | Non
             raise ValueError(f"{name}.perm is another token order; expected that of {names[0]}")
 
 
-def _combine(logic: Callable[[Tensor, Tensor], Tensor], layouts: Sequence[BlockLayout]) -> BlockLayout:
+def _combine(logic: Logic, layouts: Sequence[BlockLayout]) -> BlockLayout:
     check_same_tokens(layouts)
-    return with_mask(layouts[0], functools.reduce(logic, (layout.to_dense() for layout in layouts)))
+    if all(layout.mask_bits is None for layout in layouts):
+        return with_mask(layouts[0], functools.reduce(logic, (layout.to_dense() for layout in layouts)))
+    shape = (layouts[0].block_q, layouts[0].block_k)
+    maps: list[BlockMap] = [(layout.block_map(), layout.mask_bits) for layout in layouts]
+    return with_map(layouts[0], functools.reduce(lambda a, b: masks.combine(logic, a, b, shape), maps))
+
+
+def _split_map(block_map: BlockMap, layout: BlockLayout, shape: tuple[int, int]) -> BlockMap:
+    """The map over blocks of `shape`, of which each block of the layout holds some whole number."""
+    blocks, bits = block_map
+    down, across = layout.block_q // shape[0], layout.block_k // shape[1]
+    blocks = blocks.repeat_interleave(down, -2).repeat_interleave(across, -1)
+    if bits is None:
+        return blocks, None
+    pieces = masks.unpack_bits(bits, layout.block_k).unflatten(-1, (across, shape[1])).unflatten(-3, (down, shape[0]))
+    row = torch.arange(blocks.shape[-2], device=blocks.device)[:, None] % down
+    column = torch.arange(blocks.shape[-1], device=blocks.device) % across
+    numbers = (blocks * down + row) * across + column
+    bits = masks.pack_bits(pieces.transpose(-3, -2).reshape(-1, *shape))
+    return torch.where(blocks < 0, blocks, numbers).to(torch.int32), bits
 
 
 def _drop_empty(mask: Tensor, q_len: Tensor | None, k_len: Tensor | None) -> Tensor:
@@ -124,4 +172,7 @@ def _split_lengths(lengths: Tensor | None, old: int, new: int, blocks: int) -> T
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or (a is not None and b is not None and torch.equal(a, b))
+    """Shapes alone while torch.compile traces: it knows no values, and the uncompiled call looks at them."""
+    if a is None or b is None or a is b:
+        return a is b
+    return a.shape == b.shape and (torch.compiler.is_compiling() or torch.equal(a, b))

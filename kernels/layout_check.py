@@ -1,10 +1,13 @@
 """Validation of block layouts: every error names the argument, its value and what was expected.
 
-Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys, M list width.
+Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys, M list width, P bit masks,
+W 32-bit words of a row of a block.
 """
 
 import torch
 from torch import Tensor
+
+from mezzotint.kernels.layout_masks import WORD, num_words
 
 BLOCK_SIZES = (16, 32, 64, 128)
 
@@ -69,6 +72,57 @@ def check_lengths(name: str, lengths: Tensor, whole: Tensor) -> None:
     if bool(bad.any()):
         at = _first(bad)
         raise ValueError(f"{name}{list(at)} is {int(lengths[at])}; expected 0 to {int(whole[at])}, the block's tokens")
+
+
+def check_mask_shapes(
+    mask_idx: Tensor | None, mask_bits: Tensor | None, kv_idx: Tensor, blocks: tuple[int, int]
+) -> None:
+    """Refuse bit masks of other shapes, dtypes or devices than the lists need, and one of the two without the other."""
+    if mask_idx is None and mask_bits is None:
+        return
+    for name, value, other in (("mask_idx", mask_idx, "mask_bits"), ("mask_bits", mask_bits, "mask_idx")):
+        if value is None:
+            raise ValueError(f"{name} is None; expected a tensor, since {other} is given")
+    check_tensor("mask_idx", mask_idx, torch.int32, tuple(kv_idx.shape))
+    check_tensor("mask_bits", mask_bits, torch.int32, (None, blocks[0], num_words(blocks[1])))
+    for name, value in (("mask_idx", mask_idx), ("mask_bits", mask_bits)):
+        if value is not None:  # None is refused above; the type checker does not know
+            check_device(name, value, kv_idx.device)
+
+
+def check_masks(mask_idx: Tensor, mask_bits: Tensor, listed: Tensor, block_k: int) -> None:
+    """Refuse listed entries that name no mask, and bits past the end of a block.
+
+    mask_idx int32 and listed bool [Bx, Hx, NQ, M], mask_bits int32 [P, block_q, W].
+    """
+    bad = listed & ((mask_idx < -1) | (mask_idx >= len(mask_bits)))
+    if bool(bad.any()):
+        at = _first(bad)
+        known = f"-1 to {len(mask_bits) - 1}, whole or a row of mask_bits"
+        raise ValueError(f"mask_idx{list(at)} is {int(mask_idx[at])}; expected {known}")
+    spare = num_words(block_k) * WORD - block_k
+    if not spare:
+        return
+    past = mask_bits[..., -1] >> (WORD - spare) != 0
+    if bool(past.any()):
+        at = (*_first(past), mask_bits.shape[-1] - 1)
+        value = int(mask_bits[at]) % 2**WORD
+        raise ValueError(f"mask_bits{list(at)} is {value:#x}; expected no bit past the block's {block_k} keys")
+
+
+def check_order_tensors(
+    perm: Tensor | None, inv_perm: Tensor | None, num_q: int, num_k: int, device: torch.device
+) -> None:
+    """Refuse a token order of other shapes, dtypes or devices than the layout needs, or of half its tensors."""
+    if perm is None and inv_perm is None:
+        return
+    if num_q != num_k:
+        raise ValueError(f"num_k is {num_k}; expected {num_q}, num_q, since perm orders both")
+    check_tensor("perm", perm, torch.int64, (num_q,))
+    check_tensor("inv_perm", inv_perm, torch.int64, (None,))
+    for name, value in (("perm", perm), ("inv_perm", inv_perm)):
+        if value is not None:  # None is refused above; the type checker does not know
+            check_device(name, value, device)
 
 
 def check_order(perm: Tensor, inv_perm: Tensor) -> None:

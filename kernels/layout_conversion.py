@@ -1,16 +1,11 @@
-"""Block lists to and from dense masks, CSR and FlexAttention's BlockMask, on plain tensors.
+"""Block lists to and from dense masks and CSR, on plain tensors.
 
 Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries and keys, M list width, N and M
 tokens where the docstring says tokens. Nothing here loops in Python over blocks, heads or tokens.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 
 def lists_from_dense(mask: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
@@ -91,90 +86,10 @@ def valid_tokens(lengths: Tensor, block: int) -> Tensor:
     return (torch.arange(block, device=lengths.device) < lengths[:, None]).reshape(-1)
 
 
-def split_partial(
-    dense: Tensor, q_len: Tensor, k_len: Tensor, whole: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Split a dense block mask into FlexAttention's partial and full lists, each as wide as NK.
-
-    `whole` holds the tokens that each block of queries and of keys has in the sequence; a block with fewer valid
-    tokens than that is partial. Returns (partial num, partial idx, full num, full idx), int32.
-    """
-    full = dense & (q_len == whole[0])[:, None] & (k_len == whole[1])
-    columns = dense.shape[-1]
-    return (*lists_from_dense(dense & ~full, columns), *lists_from_dense(full, columns))
-
-
-def make_block_mask(
-    dense: Tensor, q_len: Tensor, k_len: Tensor, whole: tuple[Tensor, Tensor], blocks: tuple[int, int]
-) -> "BlockMask":
-    """A BlockMask that means the same to eager FlexAttention, which reads only mask_mod, as to compiled.
-
-    Eager FlexAttention ignores the index lists (torch 2.13): a mask without a mask_mod would be dense attention there.
-    So mask_mod looks the block up in the dense mask; compiled code calls it for partial blocks alone.
-    """
-    from torch.nn.attention.flex_attention import BlockMask
-
-    block_q, block_k = blocks
-    many_batch, many_heads = dense.shape[0] > 1, dense.shape[1] > 1
-
-    def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        row, column = q_idx // block_q, kv_idx // block_k
-        kept = dense[b if many_batch else b * 0, h if many_heads else h * 0, row, column]
-        return kept & (q_idx % block_q < q_len[row]) & (kv_idx % block_k < k_len[column])
-
-    num, idx, full_num, full_idx = split_partial(dense, q_len, k_len, whole)
-    lengths = (int(whole[0].sum()), int(whole[1].sum()))
-    return BlockMask.from_kv_blocks(
-        num, idx, full_num, full_idx, BLOCK_SIZE=blocks, mask_mod=mask_mod, seq_lengths=lengths
-    )
-
-
-def dense_from_block_mask(block_mask: "BlockMask") -> tuple[Tensor, Tensor]:
-    """(every listed block, the partial ones among them) of a BlockMask, bool [Bx, Hx, NQ, NK]."""
-    columns = -(-block_mask.seq_lengths[1] // block_mask.BLOCK_SIZE[1])
-    partial = dense_from_lists(block_mask.kv_num_blocks, block_mask.kv_indices, columns)
-    if block_mask.full_kv_num_blocks is None:
-        return partial, partial
-    assert block_mask.full_kv_indices is not None  # BlockMask holds both or neither
-    full = dense_from_lists(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, columns)
-    return partial | full, partial & ~full
-
-
-def lengths_from_block_mask(block_mask: "BlockMask", dense: Tensor, partial: Tensor) -> tuple[Tensor, Tensor]:
-    """Valid tokens of each block (q_len int32 [NQ], k_len int32 [NK]) that reproduce the mask_mod of partial blocks.
-
-    Raises ValueError where mask_mod cuts through blocks in any other way than leaving out the last tokens of a block
-    of queries or of keys: a BlockLayout keeps whole blocks. Builds the token mask, so it takes memory in N * M.
-    """
-    from torch.nn.attention.flex_attention import create_mask
-
-    (block_q, block_k), (num_q, num_k) = block_mask.BLOCK_SIZE, block_mask.seq_lengths
-    batch, heads, rows, columns = dense.shape
-    modded = create_mask(block_mask.mask_mod, batch, heads, num_q, num_k, device=str(dense.device))
-    padded = torch.zeros((batch, heads, rows * block_q, columns * block_k), dtype=torch.bool, device=dense.device)
-    padded[..., :num_q, :num_k] = modded
-    whole = (whole_lengths(num_q, block_q, dense.device), whole_lengths(num_k, block_k, dense.device))
-    inside = expand_to_tokens(dense & ~partial, *whole, (block_q, block_k))
-    tokens = inside | (padded & expand_to_tokens(partial, *whole, (block_q, block_k)))
-    q_len = _seen_lengths(tokens.any(-1).any(0).any(0), dense.any(-1).any(0).any(0), whole[0], block_q)
-    k_len = _seen_lengths(tokens.any(-2).any(0).any(0), dense.any(-2).any(0).any(0), whole[1], block_k)
-    if not torch.equal(expand_to_tokens(dense, q_len, k_len, (block_q, block_k)), tokens):
-        raise ValueError(
-            f"block_mask has {int(partial.sum())} partial blocks, and its mask_mod cuts through some; "
-            'expected whole blocks (partial="whole" keeps every partial block whole)'
-        )
-    return q_len, k_len
-
-
 def whole_lengths(num_tokens: int, block: int, device: torch.device) -> Tensor:
     """Tokens of each block when nothing is padded, int32 [blocks]: `block`, and what is left for the last one."""
     starts = torch.arange(0, num_tokens, block, dtype=torch.int32, device=device)
     return (num_tokens - starts).clamp(max=block)
-
-
-def _seen_lengths(seen: Tensor, used: Tensor, whole: Tensor, block: int) -> Tensor:
-    """Tokens of each block that any pair keeps; a block in no list is taken as whole, since nothing tells."""
-    return torch.where(used, seen.view(-1, block).sum(-1, dtype=torch.int32), whole)
 
 
 def _kind(value: object) -> str:

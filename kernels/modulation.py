@@ -17,16 +17,18 @@ from torch import Tensor
 
 from mezzotint.kernels import modulation_cpu
 from mezzotint.kernels.arguments import check, check_device, check_floating
-from mezzotint.kernels.modulation_reference import statistics_dtype
+from mezzotint.kernels.direct_call import may_call_directly
+from mezzotint.kernels.modulation_reference import reference_norm_modulate, statistics_dtype
 
 NORMS = ("layer", "rms")
 
 BACKENDS = {
-    "reference": "plain torch: any device and floating dtype",
+    "torch": "torch's own operators, one after the other: any device and floating dtype",
+    "reference": "the formula written out, in fp32 or fp64",
     "cpu": "our C kernel, in bf16 and fp32",
     "triton": "our Triton kernels on CUDA, in bf16, fp16 and fp32",
 }
-"""Names, and what each is for. "auto" takes triton on CUDA, cpu on a CPU, and the reference where those cannot run."""
+"""Names, and what each is for. "auto" takes triton on CUDA, cpu on a CPU, and torch where those cannot run."""
 
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TRITON_CHANNELS = 16_384
@@ -46,12 +48,19 @@ def norm_modulate(
     eps: added to the variance or the mean square, above 0.
     backend: "auto", or one of BACKENDS by name.
 
-    Returns [B, N, C] in x's dtype, contiguous. Arithmetic is fp32 (fp64 for fp64 in the reference). The gradients of
-    shift and scale are summed in an order that depends on nothing but the shape: the same input gives the same bits.
+    Returns [B, N, C] in x's dtype, contiguous. Arithmetic is fp32 (fp64 for fp64 in the reference), but for "torch",
+    which rounds as torch's operators do. The gradients of shift and scale are summed in an order that depends on the
+    shape alone: the same input gives the same bits.
     Raises ValueError naming the argument, its value and what was expected.
     """
     _check_arguments(x, shift, scale, norm, eps)
     name = chosen_backend(x, shift, scale, backend=backend)
+    if name == "torch":
+        _ran.name = name
+        return reference_norm_modulate(x, shift, scale, norm=norm, eps=eps).to(x.dtype)
+    if may_call_directly(x, shift, scale):
+        _ran.name = name
+        return _module(name).forward(x, shift, scale, norm, eps)[0]
     return _norm_modulate(x, shift, scale, norm, eps, name)[0]
 
 
@@ -62,7 +71,7 @@ def chosen_backend(x: Tensor, shift: Tensor, scale: Tensor, *, backend: str = "a
     """
     if backend == "auto":
         best = "triton" if x.device.type == "cuda" else "cpu"
-        return best if _why_not(best, x, shift, scale) is None else "reference"
+        return best if _why_not(best, x, shift, scale) is None else "torch"
     check(backend in BACKENDS, "backend", backend, ["auto", *BACKENDS])
     reason = _why_not(backend, x, shift, scale)
     if reason:

@@ -3,19 +3,14 @@
 Shape suffixes: B batch, N tokens, C channels. No autograd in here.
 """
 
-import ctypes
 import struct
 
 import torch
 from torch import Tensor
 
-from mezzotint.kernels.native_modulation import modulation_library
+from mezzotint.kernels.native_build import why_not_native
+from mezzotint.kernels.native_call import ELEMENTS, call_native, level
 from mezzotint.kernels.native_team import team_address
-
-LEVELS = ("generic", "avx2", "avx512", "avx512bf16")
-"""Instruction sets, by the number that native/modulation.c gives them."""
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 CHUNK = 64
 """Tokens of one unit of work. Fixed, since it groups the sums over tokens, which no number of threads may move."""
@@ -30,18 +25,12 @@ def why_not(x: Tensor, shift: Tensor, scale: Tensor) -> str | None:
     """What keeps this backend from running, in words that end a sentence; None when nothing does."""
     if x.device.type != "cpu":
         return f"x is on {x.device} and not on cpu"
-    if x.dtype not in DTYPES or scale.dtype not in DTYPES:
+    if x.dtype not in ELEMENTS or scale.dtype not in ELEMENTS:
         return f"x is of {x.dtype} and scale of {scale.dtype}, and the C kernel takes bf16 and fp32"
     for name, given in (("x", x), ("shift", shift), ("scale", scale)):
         if given.stride(-1) != 1 and given.shape[-1] > 1:
             return f"{name} has stride {given.stride(-1)} in its last dimension, and the C kernel takes 1"
-    return _why_not_native()
-
-
-@torch.compiler.assume_constant_result
-def _why_not_native() -> str | None:
-    library = modulation_library()
-    return library if isinstance(library, str) else None
+    return why_not_native()
 
 
 def forward(x: Tensor, shift: Tensor, scale: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,11 +62,6 @@ def backward(
     return dx, d_shift, d_scale
 
 
-def instruction_set() -> str:
-    """The best instruction set of this machine that the kernel knows, one of LEVELS."""
-    return LEVELS[_level()]
-
-
 def _or_none(mean: Tensor, norm: str) -> Tensor | None:
     return mean if norm == "layer" else None
 
@@ -87,7 +71,9 @@ def _run(function: str, tensors: tuple[Tensor | None, ...], eps: float) -> None:
     x, d_out, shift, scale = tensors[:4]
     assert x is not None
     assert scale is not None
-    call = _CALL.pack(
+    call_native(
+        function,
+        _CALL,
         *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
         team_address(),
         *x.stride()[:2],
@@ -96,29 +82,6 @@ def _run(function: str, tensors: tuple[Tensor | None, ...], eps: float) -> None:
         scale.stride(0),
         *x.shape,
         *(CHUNK, torch.get_num_threads() if x.numel() > SERIAL_ELEMENTS else 1),
-        *(DTYPES[x.dtype], DTYPES[scale.dtype], _level()),
+        *(ELEMENTS[x.dtype], ELEMENTS[scale.dtype], level()),
         eps,
     )
-    status = getattr(_library(), function)(call)
-    if status == -1:
-        raise MemoryError(f"{function} ran out of memory for {x.shape[-1]} channels")
-    if status:
-        raise ValueError(f"instruction set is {LEVELS[_level()]}; expected one that this machine has")
-
-
-_forced_level: int | None = None  # tests run every level that the machine has
-_best_level: int | None = None
-
-
-def _library() -> ctypes.CDLL:
-    library = modulation_library()
-    if isinstance(library, str):
-        raise ValueError(f"the C kernel of norm_modulate was asked for; expected another backend, since {library}.")
-    return library
-
-
-def _level() -> int:
-    global _best_level
-    if _best_level is None:
-        _best_level = int(_library().modulation_level())
-    return _best_level if _forced_level is None else _forced_level

@@ -1,6 +1,6 @@
 """Builds the C kernels with the system's compiler, at first use, and loads them.
 
-A library built beforehand (native/attention.so, .dylib on macOS) is taken first. Otherwise the sources are compiled
+A library built beforehand (native/kernels.so, .dylib on macOS) is taken first. Otherwise the sources are compiled
 once per user into a cache keyed by sources, compiler and flags; a file appears there whole or not at all, so any number
 of processes may build at once. MEZZOTINT_CACHE_DIR moves the cache, CC names another compiler.
 """
@@ -19,12 +19,19 @@ import threading
 import warnings
 from pathlib import Path
 
+import torch
+
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "native"
-ABI = 1  # ATTENTION_ABI of attention.c
+ABI = 3  # KERNELS_ABI of native/library.c
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
-PREBUILT = SOURCES / f"attention{SUFFIX}"
+PREBUILT = SOURCES / f"kernels{SUFFIX}"
+FUNCTIONS = (
+    "attention_forward", "attention_backward", "modulation_forward", "modulation_backward", "experts_scatter",
+    "experts_scatter_backward",
+)
+"""Each takes the bytes of one struct and returns 0 where it worked."""
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
 BUILD_LIMIT_S = 300
 
@@ -42,6 +49,7 @@ def native_library() -> ctypes.CDLL | None:
     return None if isinstance(result, str) else result
 
 
+@torch.compiler.assume_constant_result  # building a library is nothing that torch.compile could trace
 def why_not_native() -> str | None:
     """Why there are no kernels on this machine, in words that end a sentence; None where they are there."""
     result = _built()
@@ -61,7 +69,7 @@ def _load_or_warn() -> ctypes.CDLL | str:
     try:
         return load(PREBUILT) if PREBUILT.exists() else load(build())
     except BuildError as error:
-        warnings.warn(f"CPU attention runs on torch's own operators (slower): {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"CPU kernels run on torch's own operators (slower): {error}", RuntimeWarning, stacklevel=4)
         return str(error)
 
 
@@ -69,13 +77,14 @@ def load(path: Path) -> ctypes.CDLL:
     """The library at `path`. Raises BuildError where it cannot be loaded or was built from other sources."""
     try:
         library = ctypes.CDLL(str(path))
-        for name in ("attention_abi", "attention_level", "attention_forward", "attention_backward"):
+        for name in ("kernels_abi", "kernels_level", *FUNCTIONS):
             getattr(library, name).restype = ctypes.c_int64
+        for name in FUNCTIONS:
+            getattr(library, name).argtypes = [ctypes.c_char_p]
     except (OSError, AttributeError) as error:
         raise BuildError(f"{path} cannot be loaded ({error})") from error
-    if library.attention_abi() != ABI:
-        raise BuildError(f"{path} has the interface {library.attention_abi()}, expected {ABI}; delete it")
-    library.attention_forward.argtypes = library.attention_backward.argtypes = [ctypes.c_char_p]
+    if library.kernels_abi() != ABI:
+        raise BuildError(f"{path} has the interface {library.kernels_abi()}, expected {ABI}; delete it")
     return library
 
 
@@ -88,7 +97,7 @@ def build(directory: Path | None = None) -> Path:
         raise BuildError("the C kernels need a 64-bit machine")
     command = find_compiler()
     directory = directory or cache_directory()
-    target = directory / f"attention-{_key(command)}{SUFFIX}"
+    target = directory / f"kernels-{_key(command)}{SUFFIX}"
     if not target.exists():
         _compile(command, target)
     return target
@@ -149,10 +158,10 @@ def _key(command: list[str]) -> str:
 def _compile(command: list[str], target: Path) -> None:
     """Into a file beside the target, which is then renamed: nobody sees half a library, and the last one to finish wins
     over an equal one."""
-    log.info("building the CPU attention kernels (once) with %s", command[0])
+    log.info("building the CPU kernels (once) with %s", command[0])
     handle, partial = tempfile.mkstemp(dir=target.parent, suffix=SUFFIX)
     os.close(handle)
-    arguments = [*command, *FLAGS, str(SOURCES / "attention.c"), "-o", partial, "-lm"]
+    arguments = [*command, *FLAGS, *map(str, sorted(SOURCES.glob("*.c"))), "-o", partial, "-lm"]
     try:
         result = subprocess.run(arguments, capture_output=True, text=True, timeout=BUILD_LIMIT_S, check=False)
         if result.returncode:

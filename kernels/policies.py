@@ -3,21 +3,25 @@
 A policy is a function that returns a BlockLayout. Those on a grid order tokens by tiles (tile_order), so that a block
 is a compact piece of the picture; layout.arrange and layout.restore move tokens there and back. Policies combine:
 `union`, `intersect` and `per_head` take any of them, and `global_tokens`, `sinks` and `text_first` extend one.
-All keep whole blocks: where a rule names tokens, their blocks' other tokens come along.
+All but `causal` keep whole blocks: where a rule names tokens, their blocks' other tokens come along. What extends a
+layout adds to its pairs, so that its partly masked blocks stay exact.
 
 Shape suffixes: P tiles or blocks, H heads.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mezzotint.kernels.layout import BlockLayout
-from mezzotint.kernels.layout_algebra import full_like, intersect, per_head, split_blocks, union, with_mask
+from mezzotint.kernels.layout_algebra import full_like, intersect, per_head, split_blocks, union, with_map, with_mask
+from mezzotint.kernels.layout_masks import ABSENT, WHOLE, lists_from_map, pack_bits
 from mezzotint.kernels.tile_order import tile_order
 
 __all__ = [
+    "causal",
     "diagonal",
     "full",
     "full_like",
@@ -43,6 +47,21 @@ def full(grid: tuple[int, ...], tile: tuple[int, ...], *, device: Device = None)
     order = tile_order(grid, tile, device)
     tiles = len(order.coords)
     return order.layout(torch.ones((tiles, tiles), dtype=torch.bool, device=order.coords.device))
+
+
+def causal(num_tokens: int, *, block: int = 64, device: Device = None) -> BlockLayout:
+    """Each token of a sequence sees itself and those before it, to the token: the diagonal's blocks share one mask.
+
+    Raises ValueError for a number of tokens below 1 or a block that is no block size.
+    """
+    layout = BlockLayout.full(block_q=block, block_k=block, num_q=num_tokens, num_k=num_tokens, device=device)
+    count = layout.num_q_blocks
+    blocks = torch.full((count, count), ABSENT, dtype=torch.int32, device=layout.device)
+    places = torch.arange(count, device=layout.device)
+    blocks[places[:, None] > places] = WHOLE
+    blocks[places, places] = 0
+    triangle = pack_bits(torch.ones((1, block, block), dtype=torch.bool, device=layout.device).tril())
+    return with_map(layout, (blocks[None, None], triangle))
 
 
 def local_1d(num_tokens: int, window: int, *, block: int = 64, device: Device = None) -> BlockLayout:
@@ -159,7 +178,8 @@ def strided_shards(local: BlockLayout, *, heads: int, stride: int) -> BlockLayou
         raise ValueError(f"local has {local.kv_num.shape[1]} heads; expected 1 or {heads}, heads")
     head = torch.arange(heads, device=local.device)[:, None, None]
     block = torch.arange(local.num_k_blocks, device=local.device)
-    return with_mask(local, local.to_dense() | (block % stride == head % stride))
+    shards = (block % stride == head % stride)[None].expand(1, heads, local.num_q_blocks, -1)
+    return union(local, with_mask(local, shards))
 
 
 def diagonal(layout: BlockLayout) -> BlockLayout:
@@ -179,9 +199,9 @@ def sinks(layout: BlockLayout, tokens: Sequence[int] | Tensor) -> BlockLayout:
 
     Raises ValueError for an index that is no token.
     """
-    mask = layout.to_dense()
+    mask = torch.zeros((1, 1, layout.num_q_blocks, layout.num_k_blocks), dtype=torch.bool, device=layout.device)
     mask[..., _positions(layout, tokens) // layout.block_k] = True
-    return with_mask(layout, mask)
+    return union(layout, with_mask(layout, mask))
 
 
 def global_tokens(layout: BlockLayout, tokens: Sequence[int] | Tensor) -> BlockLayout:
@@ -191,10 +211,10 @@ def global_tokens(layout: BlockLayout, tokens: Sequence[int] | Tensor) -> BlockL
     """
     _check_self(layout, "a global token")
     positions = _positions(layout, tokens)
-    mask = layout.to_dense()
+    mask = torch.zeros((1, 1, layout.num_q_blocks, layout.num_k_blocks), dtype=torch.bool, device=layout.device)
     mask[..., positions // layout.block_k] = True
     mask[..., positions // layout.block_q, :] = True
-    return with_mask(layout, mask)
+    return union(layout, with_mask(layout, mask))
 
 
 def text_first(layout: BlockLayout, num_text: int) -> BlockLayout:
@@ -219,18 +239,19 @@ def text_first(layout: BlockLayout, num_text: int) -> BlockLayout:
         torch.cat([_text_lengths(num_text, padded, block, layout.device), lengths])
         for block, lengths in ((layout.block_q, layout.q_lengths()), (layout.block_k, layout.k_lengths()))
     )
-    image = layout.to_dense()
-    mask = image.new_ones((*image.shape[:2], len(q_len), len(k_len)))
-    mask[..., padded // layout.block_q :, padded // layout.block_k :] = image
-    mask &= (q_len > 0)[:, None] & (k_len > 0)
+    image = layout.block_map()
+    blocks = image.new_full((*image.shape[:2], len(q_len), len(k_len)), WHOLE)
+    blocks[..., padded // layout.block_q :, padded // layout.block_k :] = image
+    blocks = torch.where((q_len > 0)[:, None] & (k_len > 0), blocks, ABSENT)
+    lists: dict[str, Any] = lists_from_map((blocks, layout.mask_bits))
     perm, inv_perm = _joint_order(layout, num_text, padded)
     total = padded + layout.num_q
-    return BlockLayout.from_dense(
-        mask,
+    return BlockLayout(
         block_q=layout.block_q,
         block_k=layout.block_k,
         num_q=total,
         num_k=total,
+        **lists,
         q_len=q_len,
         k_len=k_len,
         perm=perm,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.layout import BlockLayout
-from mezzotint.kernels.layout_algebra import check_same_tokens, with_mask
+from mezzotint.kernels.layout_algebra import check_same_tokens, select_blocks, union, with_mask
 from mezzotint.kernels.layout_cache import LayoutCache
 from mezzotint.kernels.pooling import pool_blocks
 
@@ -77,7 +77,7 @@ def top_blocks(
     order = _ranking(scores, allowed, kept)[..., :count]
     chosen = torch.zeros_like(allowed).scatter_(-1, order, True) & allowed
     longest = count if always is None else max(count, always.kv_idx.shape[-1])
-    return with_mask(candidates, chosen | kept, min(longest, candidates.num_k_blocks))
+    return _keep(candidates, always, chosen, kept, min(longest, candidates.num_k_blocks))
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def top_mass(
     if max_count is not None:
         needed[..., max_count:] = False
     chosen = torch.zeros_like(allowed).scatter_(-1, order, needed) & allowed
-    return with_mask(candidates, chosen | kept)
+    return _keep(candidates, always, chosen, kept)
 
 
 @torch.no_grad()
@@ -164,11 +164,11 @@ def top_regions(
     best = scores.masked_fill(~with_tokens, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[..., :count]
     near = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
     chosen = near[..., regions[:, None], regions] & candidates.to_dense()
-    if always is not None:
-        check_same_tokens([candidates, always], ["candidates", "always"])
-        _check_axes("always", always, scores)
-        chosen = chosen | always.to_dense()
-    return with_mask(candidates, chosen)
+    if always is None:
+        return select_blocks(candidates, chosen)
+    check_same_tokens([candidates, always], ["candidates", "always"])
+    _check_axes("always", always, scores)
+    return _keep(candidates, always, chosen, always.to_dense())
 
 
 def _count_regions(candidates: BlockLayout, regions: Tensor, count: int) -> int:
@@ -215,6 +215,16 @@ def _choices(scores: Tensor, candidates: BlockLayout, always: BlockLayout | None
     check_same_tokens([candidates, always], ["candidates", "always"])
     _check_axes("always", always, scores)
     return allowed, always.to_dense() & (candidates.k_lengths() > 0)
+
+
+def _keep(
+    candidates: BlockLayout, always: BlockLayout | None, chosen: Tensor, kept: Tensor, width: int | None = None
+) -> BlockLayout:
+    """The chosen blocks as `candidates` has them, and the kept ones as `always` has them."""
+    if candidates.mask_bits is None and (always is None or always.mask_bits is None):
+        return with_mask(candidates, chosen | kept, width)
+    selected = select_blocks(candidates, chosen)
+    return selected if always is None else union(selected, always)
 
 
 def _check_axes(name: str, layout: BlockLayout, scores: Tensor) -> None:

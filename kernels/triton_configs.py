@@ -13,6 +13,9 @@ PASSES = ("forward", "dq", "dkdv")
 #: Widest head that the kernels take, in channels.
 MAX_WIDTH = 256
 
+#: Bytes of the widest load.
+VECTOR_BYTES = 16
+
 #: Least tile side: what the matrix instructions take.
 MIN_TILE = 16
 
@@ -34,9 +37,11 @@ class KernelShape:
     Args:
         head_dim, value_dim: channels of q and k, and of v: 1 to 256.
         block_q, block_k: tokens a block of the layout.
+        itemsize: bytes an element, 2 or 4.
         group: query heads to each key head.
         ragged_q, ragged_k: some block has fewer valid tokens than its size, so loads and scores are masked.
-        unit: elements that every stride is a multiple of (16 bytes' worth, or 1).
+        biased: there is a key_bias.
+        masked: some block has a bit mask.
         upcast: widen operands to fp32, for the interpreter.
     """
 
@@ -44,10 +49,12 @@ class KernelShape:
     value_dim: int
     block_q: int
     block_k: int
+    itemsize: int = 2
     group: int = 1
     ragged_q: bool = False
     ragged_k: bool = False
-    unit: int = 8
+    biased: bool = False
+    masked: bool = False
     upcast: bool = False
 
     def constants(self, config: TileConfig) -> dict[str, int | bool]:
@@ -56,8 +63,14 @@ class KernelShape:
         return {
             "GROUP": self.group, "D": self.head_dim, "D0": d0, "D1": d1, "V": self.value_dim, "V0": v0, "V1": v1,
             "BLOCK_Q": self.block_q, "BLOCK_K": self.block_k, "TILE_Q": config.tile_q, "TILE_K": config.tile_k,
-            "RAGGED_Q": self.ragged_q, "RAGGED_K": self.ragged_k, "UNIT": self.unit, "UPCAST": self.upcast,
+            "RAGGED_Q": self.ragged_q, "RAGGED_K": self.ragged_k, "UNIT": VECTOR_BYTES // self.itemsize, "UPCAST": self.upcast,
         }  # fmt: skip
+
+
+def check_head_dims(head_dim: int, value_dim: int) -> None:
+    """Raises ValueError for a head dim outside of 1 to 256."""
+    for width in (head_dim, value_dim):
+        split_channels(width)
 
 
 def split_channels(width: int) -> tuple[int, int]:
@@ -84,41 +97,45 @@ HALF_PRECISION: dict[tuple[int, str], dict[int, TileConfig]] = {
         128: TileConfig(128, 128, 8, 2),
         256: TileConfig(128, 64, 8, 2),
     },
-    (90, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(64, 64, 4, 2)},
-    (90, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 128, 8, 2), 256: TileConfig(64, 64, 8, 2)},
+    (90, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(128, 32, 8, 2)},
+    (90, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(32, 128, 8, 2), 256: TileConfig(32, 64, 8, 2)},
     (80, "forward"): {
         64: TileConfig(128, 64, 4, 2),
         80: TileConfig(64, 64, 4, 2),
         128: TileConfig(128, 64, 8, 2),
         256: TileConfig(64, 32, 4, 2),
     },
-    (80, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(64, 32, 8, 1)},
-    (80, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 64, 8, 1)},
+    (80, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(32, 32, 4, 2)},
+    (80, "dkdv"): {80: TileConfig(32, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 32, 8, 2)},
 }
 
-#: Padded head dim -> tiles for fp32, whose products are exact ("ieee") and so run outside the tensor cores.
-FULL_PRECISION: dict[int, TileConfig] = {
-    80: TileConfig(32, 32, 4, 1),
-    128: TileConfig(32, 32, 4, 1),
-    256: TileConfig(16, 16, 4, 1),
+#: The same for fp32, whose products are exact ("ieee") and so run outside the tensor cores.
+FULL_PRECISION: dict[tuple[int, str], dict[int, TileConfig]] = {
+    (90, "forward"): {80: TileConfig(32, 32, 8, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    (90, "dq"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    (90, "dkdv"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    (80, "forward"): {80: TileConfig(32, 32, 8, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    (80, "dq"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    (80, "dkdv"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(32, 16, 4, 1)},
 }
 
 
-def table_arch(capability: tuple[int, int]) -> int:
-    """Which half of the table a device reads: Hopper has its own, all others from sm_80 on share one.
+def table_arch(arch: int) -> int:
+    """Which half of the table a device reads, by ten times its compute capability: Hopper has its own, all others from
+    sm_80 on share one.
 
     Raises ValueError below sm_80, whose tensor cores lack bf16.
     """
-    if capability < (8, 0):
-        found = f"{capability[0]}.{capability[1]}"
+    if arch < 80:
+        found = f"{arch // 10}.{arch % 10}"
         raise ValueError(f"the device's compute capability is {found}; expected 8.0 or more for the Triton kernels")
-    return 90 if capability[0] == 9 else 80
+    return 90 if arch // 10 == 9 else 80
 
 
-def table_config(pass_name: str, arch: int, itemsize: int, shape: KernelShape) -> TileConfig:
-    """The table's entry for a kernel, cut down to the layout's blocks. itemsize is bytes an element: 2 or 4."""
+def table_config(pass_name: str, arch: int, shape: KernelShape) -> TileConfig:
+    """The table's entry for a kernel, cut down to the layout's blocks."""
     width = max(sum(split_channels(shape.head_dim)), sum(split_channels(shape.value_dim)))
-    entries = FULL_PRECISION if itemsize == 4 else HALF_PRECISION[arch, pass_name]
+    entries = (FULL_PRECISION if shape.itemsize == 4 else HALF_PRECISION)[arch, pass_name]
     return fit(pass_name, entries[min(limit for limit in entries if width <= limit)], shape)
 
 
@@ -134,9 +151,9 @@ def fit(pass_name: str, config: TileConfig, shape: KernelShape) -> TileConfig:
     return replace(config, tile_q=tile_q, tile_k=tile_k, num_warps=num_warps)
 
 
-def candidates(pass_name: str, arch: int, itemsize: int, shape: KernelShape) -> tuple[TileConfig, ...]:
+def candidates(pass_name: str, arch: int, shape: KernelShape) -> tuple[TileConfig, ...]:
     """What autotuning times, the table's entry first: more and fewer stages, and each side of the tile halved."""
-    first = table_config(pass_name, arch, itemsize, shape)
+    first = table_config(pass_name, arch, shape)
     rows, looped = ("tile_k", "tile_q") if pass_name == "dkdv" else ("tile_q", "tile_k")
     others = [replace(first, num_stages=first.num_stages + step) for step in (1, -1) if first.num_stages + step >= 1]
     if getattr(first, looped) >= 2 * MIN_TILE:

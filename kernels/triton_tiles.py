@@ -4,9 +4,9 @@ A tensor's last dimension is read in two parts, W0 and W1 channels (72 = 64 + 16
 128 would issue 128 / 80 of the matrix instructions. W1 is 0 where one part is enough; the second part is then an alias
 of the first, which the compiler drops.
 
-Offsets are int64 from the first product on. Strides come in units of UNIT elements (16 bytes where the tensors allow
-it), because a multiplication by a constant is how the compiler learns that a row of 72 or 40 channels starts at an
-aligned address: the launcher only tells it whether a stride divides by 16.
+Offsets of tiles are int64. Strides come in units of UNIT elements (16 bytes), because a multiplication by a constant is
+how the compiler learns that a row of 72 or 40 channels starts at an aligned address: the launcher only tells it whether
+a stride divides by 16. Operands, lists and token counts are the named tuples of triton_arguments.py.
 """
 
 import triton
@@ -14,6 +14,15 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def program_place(num_tiles, num_heads, TILE: tl.constexpr):
+    """A program's first token, head over all sequences, sequence and head; the last three int64. Programs go head by
+    head, so that those which run together read the same rows out of L2."""
+    pid = tl.program_id(0)
+    head = pid // num_tiles
+    return (pid % num_tiles) * TILE, head.to(tl.int64), (head // num_heads).to(tl.int64), (head % num_heads).to(tl.int64)
 
 
 @triton.jit
@@ -26,11 +35,28 @@ def valid_tokens(len_ptr, block, start, num_tokens, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def list_start(lists, b, h, block):
+    """Where a block's list begins, and how many of its entries count."""
+    start = b * lists.idx_stride_b + h * lists.idx_stride_h + block.to(tl.int64) * lists.idx_stride_n
+    return start, tl.load(lists.num_ptr + b * lists.num_stride_b + h * lists.num_stride_h + block)
+
+
+@triton.jit
+def list_entry(lists, at, inside):
+    """An entry's block, and its row of the bit masks (-1: the block counts whole); 0 and -1 where not `inside`."""
+    block = tl.load(lists.idx_ptr + at, mask=inside, other=0)
+    mask = block
+    if lists.mask_ptr is not None:
+        mask = tl.load(lists.mask_ptr + at, mask=inside, other=-1)
+    return block, mask
+
+
+@triton.jit
 def load_tile(base, rows, row_stride, valid, FIRST: tl.constexpr, WIDTH: tl.constexpr, LIMIT: tl.constexpr,
               RAGGED: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """[rows, WIDTH]: channels FIRST and on; zeros from row `valid` (if RAGGED) and from channel LIMIT on."""
     cols = FIRST + tl.arange(0, WIDTH)
-    pointers = base + rows.to(tl.int64)[:, None] * row_stride * UNIT + cols[None, :]
+    pointers = base + rows[:, None] * row_stride * UNIT + cols[None, :]
     if RAGGED:
         mask = rows[:, None] < valid
         if FIRST + WIDTH > LIMIT:
@@ -47,13 +73,14 @@ def load_tile(base, rows, row_stride, valid, FIRST: tl.constexpr, WIDTH: tl.cons
 
 
 @triton.jit
-def load_parts(base, rows, row_stride, valid, W: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr,
+def load_parts(x, b, h, start, rows, valid, W: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr,
                RAGGED: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """A tile of W channels as its two parts [rows, W0] and [rows, W1]."""
-    part0 = load_tile(base, rows, row_stride, valid, 0, W0, W, RAGGED, UNIT, UPCAST)
+    """A tile of W channels, from token `start` on, as its two parts [rows, W0] and [rows, W1]."""
+    base = x.ptr + (b * x.stride_b + h * x.stride_h + start.to(tl.int64) * x.stride_n) * UNIT
+    part0 = load_tile(base, rows, x.stride_n, valid, 0, W0, W, RAGGED, UNIT, UPCAST)
     part1 = part0
     if W1 > 0:
-        part1 = load_tile(base, rows, row_stride, valid, W0, W1, W, RAGGED, UNIT, UPCAST)
+        part1 = load_tile(base, rows, x.stride_n, valid, W0, W1, W, RAGGED, UNIT, UPCAST)
     return part0, part1
 
 
@@ -72,7 +99,7 @@ def store_parts(base, rows, valid, part0, part1, W: tl.constexpr, W0: tl.constex
     """Write rows below `valid` of a dense [rows, W] tile."""
     dtype = base.dtype.element_ty
     cols = tl.arange(0, W0)
-    pointers = base + rows.to(tl.int64)[:, None] * W
+    pointers = base + rows[:, None] * W
     tl.store(pointers + cols[None, :], part0.to(dtype), mask=(rows[:, None] < valid) & (cols[None, :] < W))
     if W1 > 0:
         cols = W0 + tl.arange(0, W1)
@@ -107,6 +134,29 @@ def add_product(acc0, acc1, weights, b0, b1, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def bias_log2(base, keys, stride, valid):
-    """The keys' bias in units of log2, fp32 [keys]; 0 from key `valid` on."""
-    return tl.load(base + keys.to(tl.int64) * stride, mask=keys < valid, other=0.0) * LOG2E
+def bias_log2(bias, b, h, start, keys, valid):
+    """The bias of the keys from `start` on, in units of log2, fp32 [keys]; 0 from key `valid` on."""
+    base = bias.ptr + b * bias.stride_b + h * bias.stride_h + start.to(tl.int64) * bias.stride_n
+    return tl.load(base + keys.to(tl.int64) * bias.stride_n, mask=keys < valid, other=0.0) * LOG2E
+
+
+@triton.jit
+def keep_marked(s, bits_ptr, mask, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):  # fmt: skip
+    """s [ROWS, COLUMNS], a tile at (row, column) of a block, with -inf where the block's bit mask says no.
+
+    Mask -1 keeps everything, and reads nothing. A row has one word for 32 columns. The matrix instructions give a
+    thread columns 8 i + 2 (lane % 4) and the next: its words are shifted once by the part that is the lane's, and each
+    column then tests a bit whose place the compiler knows.
+    """
+    WORDS: tl.constexpr = (BLOCK_COLUMNS + 31) // 32
+    columns = tl.arange(0, COLUMNS)
+    pointers = bits_ptr + (mask.to(tl.int64) * BLOCK_ROWS + row) * WORDS + column // 32 + tl.arange(0, ROWS) * WORDS
+    words = tl.load(pointers, mask=mask >= 0, other=-1)[:, None]
+    for word in tl.static_range(1, COLUMNS // 32):
+        following = tl.load(pointers + word, mask=mask >= 0, other=-1)[:, None]
+        words = tl.where(columns[None, :] < 32 * word, words, following)
+    if COLUMNS < 32:
+        words = words >> column % 32
+    words = words >> (columns & 6)[None, :]
+    return tl.where(words & (1 << (columns & 25))[None, :] != 0, s, float("-inf"))

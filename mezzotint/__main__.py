@@ -3,6 +3,7 @@
 import typer
 
 from mezzotint.commands.bench import app as bench
+from mezzotint.commands.convert import convert
 from mezzotint.commands.evaluate import evaluate
 from mezzotint.commands.export import export
 from mezzotint.commands.generate import generate
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (up, generate, worker, models, evaluate, export):
+for command in (up, generate, worker, models, evaluate, export, convert):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

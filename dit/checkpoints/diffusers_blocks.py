@@ -5,7 +5,6 @@ from typing import Any
 
 from mezzotint.dit.checkpoints.keys import Entry, linear, stacked
 
-
 UNUSED = ("norm_num_groups",)
 """Settings that both take and never read."""
 

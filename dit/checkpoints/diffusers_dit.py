@@ -26,7 +26,7 @@ DEMANDED: dict[str, Any] = {
 
 
 def from_diffusers_dit(config: Mapping[str, Any], state: Mapping[str, Any]) -> ClassDiT:
-    """The network of a config.json and its tensors. Raises ValueError where the two do not fit, naming what does not."""
+    """The network of a config.json and its tensors. Raises ValueError naming what of the two does not fit."""
     whole = complete(config, DEFAULTS, DEMANDED)
     settings = read_shape(whole) | {
         "num_classes": whole["num_embeds_ada_norm"], "frequency_shift": 1, "mlp_norm_eps": whole["norm_eps"],

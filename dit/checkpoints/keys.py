@@ -41,7 +41,8 @@ def stacked(ours: str, theirs: Sequence[str]) -> list[Entry]:
     """One Linear of ours does what several of theirs do, one below the other."""
     return [
         Entry(
-            ours=f"{ours}.{part}", theirs=tuple(f"{name}.{part}" for name in theirs), join=torch.cat,
+            ours=f"{ours}.{part}", theirs=tuple(f"{name}.{part}" for name in theirs),
+            join=lambda t: torch.cat(list(t)),
             split=lambda t: [rows.clone() for rows in t.chunk(len(theirs))],
         )
         for part in ("weight", "bias")

@@ -6,6 +6,7 @@ from typing import Any
 from mezzotint.dit.checkpoints.keys import Entry, give, refuse_unless, table, take
 from mezzotint.dit.checkpoints.original import all_blocks, complete, outer_entries, shared_settings
 from mezzotint.dit.latent_config import VideoDiTConfig
+from mezzotint.dit.segment_layout import Role
 from mezzotint.dit.video_dit import VideoDiT
 
 UNCONDITIONAL, CLASSES = 1, 2
@@ -33,7 +34,9 @@ def to_latte(network: VideoDiT) -> dict[str, Any]:
 
 def _entries(shape: VideoDiTConfig) -> list[Entry]:
     halves = ("spatial", "temporal")
-    names = [(f"blocks.{i // 2}.{halves[i % 2]}", f"blocks.{i}", "dense") for i in range(shape.num_layers)]
+    names: list[tuple[str, str, Role]] = [
+        (f"blocks.{i // 2}.{halves[i % 2]}", f"blocks.{i}", "dense") for i in range(shape.num_layers)
+    ]
     return [
         *outer_entries(shape.patch_size, has_labels=shape.num_classes > 0), *table("frame_positions", "temp_embed"),
         *all_blocks(names),

@@ -15,13 +15,13 @@ DEFAULTS: dict[str, Any] = {
 
 def complete(kind: str, config: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration; `more` are the settings of this kind alone. Raises ValueError naming unknown ones."""
-    known = DEFAULTS | more
+    known = {**DEFAULTS, **more}
     unknown = sorted(set(config) - set(known))
     if unknown:
         raise ValueError(
             f"config has {', '.join(unknown)}; for {kind} it must have only the settings {', '.join(known)}."
         )
-    return known | config
+    return {**known, **config}
 
 
 def shared_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ DEMANDED: dict[str, Any] = {
 
 
 def from_diffusers_pixart(config: Mapping[str, Any], state: Mapping[str, Any]) -> PixArt:
-    """The network of a config.json and its tensors. Raises ValueError where the two do not fit, naming what does not."""
+    """The network of a config.json and its tensors. Raises ValueError naming what of the two does not fit."""
     whole = complete(config, DEFAULTS, DEMANDED)
     size = whole["num_attention_heads"] * whole["attention_head_dim"]
     if whole["cross_attention_dim"] != size:

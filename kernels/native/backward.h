@@ -1,6 +1,6 @@
 /* The backward pass of one tile of queries: P again from lse, then five products for each run of its keys.
  *
- *   S^T = K Q^T,  dP^T = V dO^T,  P = 2^(S - lse),  dS = P (dP - delta)      [keys][lanes]
+ *   S^T = K Q^T,  dP^T = V dO^T,  P = exp(S - lse),  dS = P (dP - delta)      [keys][lanes]
  *   dV += P^T dO,  dK += dS^T Q                                              [keys][channels]
  *   dQ^T += K^T dS^T                                                         [channels][lanes]
  *
@@ -19,7 +19,7 @@ struct FN(backward_scratch) {
     float *s, *dp;                     /* [keys][lanes] */
     WORD *p, *ds, *ds_pairs;           /* [keys][lanes / PAIR] twice, [keys / PAIR][lanes] */
     float *dq;                         /* [D][lanes] */
-    float *lse, *delta, *factor, *bias; /* [lanes] three times, lse in log2 units; [keys] */
+    float *lse, *delta, *factor, *bias; /* [lanes] three times, lse in the unit of scores; [keys] */
 };
 
 static size_t FN(backward_carve)(const struct attention_call *x, void *base, struct FN(backward_scratch) *s) {
@@ -57,14 +57,14 @@ static TARGET float FN(row_product)(const char *a, const char *b, int64_t dtype,
     return FN(sum)(sum);
 }
 
-/* lse in log2 units and delta = rowsum(dO * O) - d_lse. Lanes of padding and of queries without a key get the lse
+/* lse in the unit of scores and delta = rowsum(dO * O) - d_lse. Lanes of padding and of queries without a key get the lse
  * +inf, which makes their P and dS zero. */
 static TARGET void FN(prepare_rows)(const struct attention_call *x, struct FN(backward_scratch) *s,
                                     const struct query_tile *tile, const char *g, int64_t lanes) {
     int64_t row = (tile->batch * x->heads + tile->head) * x->num_q + tile->first;
     for (int64_t i = 0; i < lanes; i++) {
         int present = i < tile->valid && x->lse[row + i] != -INFINITY;
-        s->lse[i] = present ? (float)(x->lse[row + i] * LOG2E) : INFINITY;
+        s->lse[i] = present ? (float)(x->lse[row + i] * SCORE_UNIT) : INFINITY;
         s->delta[i] = 0.0f;
         if (!present) continue;
         s->delta[i] = FN(row_product)(element_at(g, i * x->d_out_stride[2], x->dtype),
@@ -84,8 +84,8 @@ static TARGET void FN(score_gradients)(struct FN(backward_scratch) *s, int64_t r
         for (int64_t lane = 0; lane < lanes; lane += WIDTH) {
             const float *score = s->s + i * lanes + lane, *dp = s->dp + i * lanes + lane;
             VEC lse = FN(load)(s->lse + lane), delta = FN(load)(s->delta + lane);
-            VEC p0 = FN(exp2)(FN(fma)(FN(load)(score), times, bias0) - lse);
-            VEC p1 = FN(exp2)(FN(fma)(FN(load)(score + lanes), times, bias1) - lse);
+            VEC p0 = FN(power)(FN(fma)(FN(load)(score), times, bias0) - lse);
+            VEC p1 = FN(power)(FN(fma)(FN(load)(score + lanes), times, bias1) - lse);
             VEC ds0 = p0 * (FN(load)(dp) - delta), ds1 = p1 * (FN(load)(dp + lanes) - delta);
             int64_t at = i * row_words + lane / PAIR;
             FN(store_row)(s->p + at, p0);
@@ -108,9 +108,14 @@ static TARGET void FN(backward_run)(const struct attention_call *x, struct FN(ba
     int64_t d = x->head_dim, d_words = (d + PAIR - 1) / PAIR, v_words = (x->value_dim + PAIR - 1) / PAIR;
     int64_t d_lanes = round_up(d, WIDTH), v_lanes = round_up(x->value_dim, WIDTH);
     int64_t vectors = lanes / WIDTH, row_words = lanes / PAIR;
+    float scale = (float)(x->scale * SCORE_UNIT);
     FN(product)(s->s, lanes, s->k + run.first * d_words, d_words, 1, s->q, lanes, run.rows, vectors, d_words, 0);
     FN(product)(s->dp, lanes, s->v + run.first * v_words, v_words, 1, s->g, lanes, run.rows, vectors, v_words, 0);
-    FN(score_gradients)(s, run.rows, run.keys, lanes, (float)(x->scale * LOG2E), d_bias ? d_bias + run.first : NULL);
+    if (run.mask) {
+        FN(mask_scores)(x, s->s, s->bias, scale, &run, 1, lanes);
+        scale = 1.0f;
+    }
+    FN(score_gradients)(s, run.rows, run.keys, lanes, scale, d_bias ? d_bias + run.first : NULL);
     FN(product)(s->dv + run.first * v_lanes, v_lanes, s->p, row_words, 1, s->g_pairs, v_lanes, run.rows,
                 v_lanes / WIDTH, row_words, 1);
     FN(product)(s->dk + run.first * d_lanes, d_lanes, s->ds, row_words, 1, s->q_pairs, d_lanes, run.rows,
@@ -138,7 +143,7 @@ static TARGET void FN(backward_tile)(const struct attention_call *x, struct FN(b
     for (struct key_run run; lanes; filled = 1) {
         run = next_run(x, &walk, BACKWARD_KEYS);
         if (!run.rows) break;
-        fill_bias(x, tile, run, s->bias);
+        fill_bias(x, tile, run, SCORE_UNIT, s->bias);
         FN(backward_run)(x, s, run, lanes, d_bias, filled);
     }
     if (!filled) memset(s->dq, 0, (size_t)(d * lanes) * sizeof(float));
@@ -148,7 +153,8 @@ static TARGET void FN(backward_tile)(const struct attention_call *x, struct FN(b
 
 /* Unit of work: as in the forward pass. With one part, dK and dV are final; with more, each part writes its own fp32
  * sums, and the caller adds them up in order. */
-static TARGET void FN(backward_unit)(const struct attention_call *x, int64_t unit, void *memory) {
+static TARGET void FN(backward_unit)(const void *call, int64_t unit, void *memory) {
+    const struct attention_call *x = call;
     int64_t part = unit % x->parts, head = unit / x->parts % x->groups, batch = unit / x->parts / x->groups;
     int64_t heads_of_group = x->heads / x->groups, tiles = tiles_per_head(x), all = heads_of_group * tiles;
     int64_t d_lanes = round_up(x->head_dim, WIDTH), v_lanes = round_up(x->value_dim, WIDTH);

@@ -7,19 +7,16 @@
 #define MEZZOTINT_CALL_H
 
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+
+#include "memory.h"
 
 #define LANES 64  /* queries of one tile: four vectors of 16 */
-/* double on purpose: a score of 1000 has 1e-4 of rounding as it is, and constants rounded to fp32 would add to it. */
+/* double on purpose: a score of 1000 has 3e-5 of rounding as it is, and constants rounded to fp32 would add to it. */
 #define LOG2E 1.4426950408889634
 #define LN2 0.6931471805599453
 
 /* How the rows of one key/value head are packed, see pack.h. */
 enum packing { AS_ROWS, AS_ROW_PAIRS };
-
-enum element { ELEMENT_F32 = 0, ELEMENT_BF16 = 1 };
 
 /* Every field is 8 bytes wide, so that the caller packs them without knowing about alignment (cpu_attention.py
  * writes them in this order). */
@@ -33,6 +30,8 @@ struct attention_call {
     const float *key_bias;         /* added to scale * q.k; NULL for none */
     const int32_t *kv_num, *kv_idx; /* NULL for dense attention: one block holds every key */
     const int32_t *q_len, *k_len;   /* NULL: every block is whole, but for the ragged last one */
+    const int32_t *mask_idx;        /* beside kv_idx: -1 where a block counts whole, else its mask; or NULL */
+    const int32_t *mask_bits;       /* [masks][block_q][words]: bit b of word w is key 32 w + b of the block */
     int64_t q_stride[3], k_stride[3], v_stride[3], d_out_stride[3]; /* batch, head, token */
     int64_t bias_stride[2], num_stride[2], idx_stride[3];           /* batch, head (, query block) */
     int64_t batch, heads, groups, num_q, num_k, head_dim, value_dim;
@@ -51,26 +50,18 @@ struct query_tile {
 };
 
 /* Keys first .. first + keys - 1. `rows` is keys rounded up to even, since the bf16 product takes keys in pairs; the
- * row added is a zeroed row of the packed keys and is masked. */
+ * row added is a zeroed row of the packed keys and is masked. A partly masked block has a run of its own, which starts
+ * at key `offset` of the block: `mask` then holds its words, a row for each query of the tile. */
 struct key_run {
-    int64_t first, keys, rows;
+    int64_t first, keys, rows, offset;
+    const int32_t *mask;
 };
 
-/* A place in the list of one query block. */
+/* A place in the list of one query block. `bits` is the row of the tile's first query in the first mask. */
 struct key_walk {
-    const int32_t *blocks;
+    const int32_t *blocks, *masks, *bits;
     int64_t count, at, offset;
 };
-
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-static inline int64_t element_bytes(int64_t dtype) { return dtype == ELEMENT_BF16 ? 2 : 4; }
-
-static inline const char *element_at(const void *base, int64_t index, int64_t dtype) {
-    return (const char *)base + index * element_bytes(dtype);
-}
 
 static inline int64_t num_k_blocks(const struct attention_call *x) {
     return (x->num_k + x->block_k - 1) / x->block_k;
@@ -98,57 +89,52 @@ static inline int64_t valid_keys(const struct attention_call *x, int64_t block) 
     return x->k_len ? smaller(present, x->k_len[block]) : present;
 }
 
+/* Words of one query's row of a mask. */
+static inline int64_t mask_words(const struct attention_call *x) { return (x->block_k + 31) / 32; }
+
 static inline struct key_walk keys_of(const struct attention_call *x, const struct query_tile *tile) {
-    struct key_walk walk = {NULL, 1, 0, 0};
-    if (x->kv_num) {
-        walk.count = x->kv_num[tile->batch * x->num_stride[0] + tile->head * x->num_stride[1] + tile->block];
-        walk.blocks = x->kv_idx + tile->batch * x->idx_stride[0] + tile->head * x->idx_stride[1]
-                      + tile->block * x->idx_stride[2];
-    }
+    struct key_walk walk = {NULL, NULL, NULL, 1, 0, 0};
+    if (!x->kv_num) return walk;
+    int64_t list = tile->batch * x->idx_stride[0] + tile->head * x->idx_stride[1] + tile->block * x->idx_stride[2];
+    walk.count = x->kv_num[tile->batch * x->num_stride[0] + tile->head * x->num_stride[1] + tile->block];
+    walk.blocks = x->kv_idx + list;
+    if (!x->mask_idx) return walk;
+    walk.masks = x->mask_idx + list;
+    walk.bits = x->mask_bits + (tile->first - tile->block * x->block_q) * mask_words(x);
     return walk;
 }
 
-/* The next run of at most `room` (even) adjacent keys, crossing blocks that follow each other; rows is 0 at the end.
- * A run never grows past an odd number of keys: that is the ragged end of a block. */
+/* The next run of at most `room` (even) adjacent keys, crossing whole blocks that follow each other; rows is 0 at the
+ * end. A run never grows past an odd number of keys: that is the ragged end of a block. */
 static inline struct key_run next_run(const struct attention_call *x, struct key_walk *walk, int64_t room) {
-    struct key_run run = {0, 0, 0};
+    struct key_run run = {0, 0, 0, 0, NULL};
     while (walk->at < walk->count && run.keys < room) {
         int64_t block = walk->blocks ? walk->blocks[walk->at] : 0, left = valid_keys(x, block) - walk->offset;
+        int64_t mask = walk->masks ? walk->masks[walk->at] : -1;
         if (left > 0) {
             int64_t start = block * x->block_k + walk->offset, keys = smaller(left, room - run.keys);
-            if (run.keys && start != run.first + run.keys) break;
+            if (run.keys && (mask >= 0 || start != run.first + run.keys)) break;
             if (!run.keys) run.first = start;
+            if (mask >= 0) run.mask = walk->bits + mask * x->block_q * mask_words(x), run.offset = walk->offset;
             run.keys += keys;
             walk->offset += keys;
             if (keys < left) break;
         }
         walk->at++;
         walk->offset = 0;
+        if (run.mask) break;
     }
     run.rows = round_up(run.keys, 2);
     return run;
 }
 
-/* What is added to scale * log2(e) * q.k for each row of a run, in units of log2. */
+/* What is added to scale * q.k for each row of a run, both times `unit`. */
 static inline void fill_bias(const struct attention_call *x, const struct query_tile *tile, struct key_run run,
-                             float *bias) {
+                             double unit, float *bias) {
     const float *given = x->key_bias;
     if (given) given += tile->batch * x->bias_stride[0] + tile->head * x->bias_stride[1] + run.first;
-    for (int64_t i = 0; i < run.keys; i++) bias[i] = given ? (float)(given[i] * LOG2E) : 0.0f;
+    for (int64_t i = 0; i < run.keys; i++) bias[i] = given ? (float)(given[i] * unit) : 0.0f;
     if (run.rows > run.keys) bias[run.keys] = -INFINITY;
-}
-
-/* Memory is carved from one block; with base 0 the same walk measures how much is needed. */
-struct arena {
-    uintptr_t at;
-};
-
-/* Room for `count` 4-byte words, on a cache line of its own, with slack: packing stores whole vectors, and the last
- * one of a row may reach over the end. */
-static inline void *carve(struct arena *arena, int64_t count) {
-    void *start = (void *)arena->at;
-    arena->at += (uintptr_t)round_up(count * 4 + 64, 64);
-    return start;
 }
 
 #endif

@@ -86,9 +86,10 @@ INLINE void FN(forward_row)(const struct modulation_call *x, int64_t batch, int6
     }
 }
 
-static TARGET void FN(forward_unit)(const struct modulation_call *x, int64_t unit, float *scratch) {
+static TARGET void FN(forward_unit)(const void *call, int64_t unit, void *memory) {
+    const struct modulation_call *x = call;
     struct FN(span) span = FN(span_of)(x, unit);
-    float *gain = scratch, *shift = scratch + padded_channels(x);
+    float *gain = memory, *shift = gain + padded_channels(x);
     FN(widen)(gain, x->scale, span.batch * x->scale_stride, 1.0f, x);
     FN(widen)(shift, x->shift, span.batch * x->shift_stride, 0.0f, x);
     for (int64_t n = span.first; n < span.last; n++) {
@@ -154,7 +155,9 @@ INLINE void FN(backward_row)(const struct modulation_call *x, int64_t batch, int
     if (c < channels) FN(dx_step)(&row, c, dtype, channels - c, gain, all_mean_g, minus_mean_g_normed, dx);
 }
 
-static TARGET void FN(backward_unit)(const struct modulation_call *x, int64_t unit, float *gain) {
+static TARGET void FN(backward_unit)(const void *call, int64_t unit, void *memory) {
+    const struct modulation_call *x = call;
+    float *gain = memory;
     struct FN(span) span = FN(span_of)(x, unit);
     float *d_shift = x->partial + unit * 2 * padded_channels(x), *d_scale = d_shift + padded_channels(x);
     memset(d_shift, 0, (size_t)padded_channels(x) * 2 * sizeof(float));
@@ -166,12 +169,13 @@ static TARGET void FN(backward_unit)(const struct modulation_call *x, int64_t un
 }
 
 /* Chunks' sums of `SUM_CHANNELS` channels of a picture, added up in the order of the chunks. */
-static TARGET void FN(sum_unit)(const struct modulation_call *x, int64_t unit, float *scratch) {
+static TARGET void FN(sum_unit)(const void *call, int64_t unit, void *memory) {
+    const struct modulation_call *x = call;
     int64_t blocks = (x->channels + SUM_CHANNELS - 1) / SUM_CHANNELS, padded = padded_channels(x);
     int64_t batch = unit / blocks, first = unit % blocks * SUM_CHANNELS;
     int64_t last = smaller(first + SUM_CHANNELS, x->channels), bytes = element_bytes(x->condition_dtype);
     const float *partial = x->partial + batch * num_chunks(x) * 2 * padded;
-    (void)scratch;
+    (void)memory;
     for (int64_t c = first; c < last; c += WIDTH) {
         VEC d_shift = FN(zero)(), d_scale = FN(zero)();
         for (int64_t k = 0; k < num_chunks(x); k++) {

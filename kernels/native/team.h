@@ -16,18 +16,20 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "call.h"
+#include <stdint.h>
 
 #define MOST_THREADS 1024
 
 typedef void (*parallel_function)(void (*)(void *), void *, unsigned, unsigned);
-typedef void (*unit_function)(const struct attention_call *, int64_t unit, void *scratch);
+typedef void (*unit_function)(const void *call, int64_t unit, void *scratch);
 
 struct job {
-    const struct attention_call *call;
+    const void *call;
     unit_function run;
-    int64_t units, next;
-    size_t scratch_bytes;
+    int64_t units, threads;
+    void *team;            /* GOMP_parallel, or NULL: threads are then started for this call */
+    size_t scratch_bytes;  /* of each thread */
+    int64_t next;          /* the two below start at 0 */
     int out_of_memory;
 };
 
@@ -63,10 +65,10 @@ static void run_in_own_threads(struct job *job, int64_t threads) {
 
 /* 0, or -1 where memory ran out. */
 static int run_job(struct job *job) {
-    const struct attention_call *call = job->call;
-    int64_t threads = smaller(smaller(call->threads, job->units), MOST_THREADS);
+    int64_t threads = job->threads < job->units ? job->threads : job->units;
+    if (threads > MOST_THREADS) threads = MOST_THREADS;
     if (threads <= 1) take_units(job);
-    else if (call->team) ((parallel_function)call->team)(take_units, job, (unsigned)threads, 0);
+    else if (job->team) ((parallel_function)job->team)(take_units, job, (unsigned)threads, 0);
     else run_in_own_threads(job, threads);
     return job->out_of_memory ? -1 : 0;
 }

@@ -9,6 +9,7 @@
 #include "vector_math.h"
 #include "product.h"
 #include "pack.h"
+#include "masked.h"
 #include "forward.h"
 #include "backward.h"
 
@@ -30,6 +31,7 @@ static size_t FN(backward_bytes)(const struct attention_call *x) {
 #undef VINT
 #undef MAX_COLUMNS
 #undef ROWS_AT_2_COLUMNS
+#undef SCORE_UNIT
 #undef FORWARD_KEYS
 #undef BACKWARD_KEYS
 #undef FN

@@ -19,6 +19,18 @@ INLINE VEC FN(exp2)(VEC t) {
     return FN(times_power)(power, t);
 }
 
+/* exp of a score less the maximum or lse of its row. A pass that rounds P to bf16 anyway has its scores in units of
+ * log2, and saves a multiplication. In fp32 they are natural, as lse is stored: a lse taken from one unit to the other
+ * and back is not what it was, and where one key has nearly all of the weight, P would be off from 1 by the rounding of
+ * its score (3e-5 at 1000), where the score and its lse are equal numbers otherwise. */
+#if PAIR == 2
+#define SCORE_UNIT LOG2E
+INLINE VEC FN(power)(VEC t) { return FN(exp2)(t); }
+#else
+#define SCORE_UNIT 1.0
+INLINE VEC FN(power)(VEC t) { return FN(exp2)(t * FN(all)((float)LOG2E)); }
+#endif
+
 /* log2(x) for normal x > 0 (a NaN stays one): x = m 2^e with m in [0.75, 1.5), and with s = (m - 1) / (m + 1)
  * log(m) = 2 (s + s^3 / 3 + s^5 / 5 + ...); |s| <= 0.2, so that what is cut off is below 2e-9. */
 INLINE VEC FN(log2)(VEC x) {

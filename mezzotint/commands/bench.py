@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from mezzotint.kernels.attention_benchmark import Row, Sweep
+    from mezzotint.kernels.operations_benchmark import Measured
 
 app = typer.Typer(help="Measure the kernels on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,18 +55,33 @@ def kernels(
     compile_report: Annotated[
         bool, typer.Option("--compile-report", help="Registers, spills, shared memory and MMA counts, without a GPU.")
     ] = False,
+    tokens: Annotated[str, typer.Option(help="Tokens of all pictures, separated by commas.")] = "64,1024,4096",
+    width: Annotated[str, typer.Option(help="Channels; experts have four times as many inside.")] = "320,1152",
+    experts: Annotated[int, typer.Option(min=1, max=64, help="Experts.")] = 8,
+    capacity: Annotated[str, typer.Option(help="Experts a token has on average.")] = "2",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.")] = "bf16,fp32",
+    forward_only: Annotated[bool, typer.Option("--forward-only", help="Leave the backward pass out.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda where it is.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Compile every Triton kernel for sm_80 and sm_90 and say what the compiler made of it.
+    """Time a mixture of experts against one-hot products and plain torch, and norm_modulate against torch's operators.
 
-    Exit code 1 when a limit is broken (spills, shared memory, wasted MMA).
+    All sides of a point are called in turn, and the medians are compared. Close other programs first.
+
+    With --compile-report: compile every Triton kernel for sm_80 and sm_90 instead, and say what the compiler made of
+    it. Exit code 1 when a limit is broken (spills, shared memory, wasted MMA).
     """
     import importlib.util
 
     from mezzotint.commands.failure import fail
 
     if not compile_report:
-        fail("nothing to do; give --compile-report.")
+        try:
+            report = _operations_report(tokens, width, dtype, experts, capacity, forward_only, _device(device))
+        except ValueError as error:
+            fail(str(error))
+        _print_json(report) if json else _print_operations(report)
+        return
     if importlib.util.find_spec("triton") is None:
         fail("the package triton is missing; it runs on Linux only.")
     from dataclasses import asdict
@@ -86,21 +102,25 @@ def kernels(
 def _sweep(
     tokens: str, density: str, head_dim: str, dtype: str, heads: int, block: int, forward_only: bool, flex: bool
 ) -> "Sweep":
-    import torch
-
     from mezzotint.kernels.attention_benchmark import PASSES, Sweep
 
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if block not in (16, 32, 64, 128):
         raise ValueError(f"--block is {block}; it must be 16, 32, 64 or 128.")
-    for word in dtype.split(","):
-        if word not in dtypes:
-            raise ValueError(f"--dtype is {word!r}; it must be one of {', '.join(dtypes)}, separated by commas.")
     return Sweep(
         tokens=_numbers("--tokens", tokens, int, 1, 10**6), densities=_numbers("--density", density, float, 0, 1),
-        head_dims=_numbers("--head-dim", head_dim, int, 1, 256), dtypes=[dtypes[d] for d in dtype.split(",")],
+        head_dims=_numbers("--head-dim", head_dim, int, 1, 256), dtypes=_dtypes(dtype),
         passes=PASSES[:1] if forward_only else PASSES, heads=heads, block=block, flex=flex,
     )
+
+
+def _dtypes(text: str) -> "list[torch.dtype]":
+    import torch
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    for word in text.split(","):
+        if word not in dtypes:
+            raise ValueError(f"--dtype is {word!r}; it must be one of {', '.join(dtypes)}, separated by commas.")
+    return [dtypes[word] for word in text.split(",")]
 
 
 def _numbers(name: str, text: str, kind: type, low: float, high: float) -> list[Any]:
@@ -166,6 +186,52 @@ def _described(device: "torch.device") -> dict[str, Any]:
     }
 
 
+def _operations_report(
+    tokens: str, width: str, dtype: str, experts: int, capacity: str, forward_only: bool, device: "torch.device"
+) -> dict[str, Any]:
+    import sys
+
+    from tqdm import tqdm
+
+    from mezzotint.kernels.attention_benchmark import PASSES
+    from mezzotint.kernels.operations_benchmark import OperationsSweep, num_points, run_operations
+    from mezzotint.training.memory import keep_freed_memory
+
+    sweep = OperationsSweep(
+        tokens=_numbers("--tokens", tokens, int, 1, 10**6), widths=_numbers("--width", width, int, 1, 10**4),
+        dtypes=_dtypes(dtype), passes=PASSES[:1] if forward_only else PASSES, experts=experts,
+        capacities=_numbers("--capacity", capacity, float, 0, experts),
+    )
+    keep_freed_memory()  # as in training: with page faults at every result, those are what is compared
+    progress = tqdm(run_operations(sweep, device), total=num_points(sweep), unit="point",
+                    disable=not sys.stderr.isatty())
+    return {"rows": [_operation_row(row) for row in progress], "device": _described(device)}
+
+
+def _operation_row(row: "Measured") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    values = asdict(row)
+    values["pass"] = values.pop("direction")
+    seconds = values.pop("seconds")
+    others = [side for side in seconds if side != "ours"]
+    return {**values, **{f"{side}_s": seconds[side] for side in seconds}, **{f"over_{s}": row.over(s) for s in others}}
+
+
+def _print_operations(report: dict[str, Any]) -> None:
+    """One table an operation, without the others' seconds: the ratios say them."""
+    described = ", ".join(f"{key} {value}" for key, value in report["device"].items())
+    for operation in dict.fromkeys(row["operation"] for row in report["rows"]):
+        rows = [
+            {
+                key: value for key, value in row.items()
+                if value is not None and key not in ("operation", "experts") and (key == "ours_s" or key[-2:] != "_s")
+            }
+            for row in report["rows"] if row["operation"] == operation
+        ]
+        _print_rows(f"{operation} on {described}", rows)
+
+
 def _draw(report: dict[str, Any], path: Path) -> None:
     """One panel a dtype and pass: speed over SDPA by length, a line for each density (head dims averaged)."""
     from statistics import geometric_mean
@@ -220,7 +286,10 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(key)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width to keep to
+        console = Console(width=max(console.width, console.measure(table).maximum))
+    console.print(table)
 
 
 def _cell(value: object) -> str:

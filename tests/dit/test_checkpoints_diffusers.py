@@ -175,7 +175,7 @@ def test_files_that_are_not_there_or_broken_are_named(tmp_path: Path) -> None:
 
 def test_what_diffusers_cannot_hold_is_not_written(tmp_path: Path) -> None:
     small = {"sample_size": 8, "hidden_size": 24, "num_heads": 2, "num_classes": 7}
-    with pytest.raises(ValueError, match="segments is .* and must be None; frequency_shift is 0 and must be 1"):
+    with pytest.raises(ValueError, match=r"segments is .* and must be None; frequency_shift is 0 and must be 1"):
         to_diffusers(ClassDiT(**small, num_layers=6, segments="1 + 1x[1,1,1,1] + 1"), tmp_path)
     with pytest.raises(ValueError, match="network is a VideoDiT"):
         to_diffusers(VideoDiT(**small, num_layers=2), tmp_path)

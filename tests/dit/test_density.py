@@ -1,6 +1,7 @@
 """Schedules of token density: the published rates and grids, stairs, grids of any shape, and what is refused."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import prod
 
 import pytest
@@ -50,7 +51,7 @@ def test_stairs_cover_all_times_once_and_grow_with_the_noise(num_stairs: int, t:
     assert len(stairs) == num_stairs
     assert stairs[0].t_from == 0
     assert stairs[-1].t_to == 1
-    assert all(a.t_to == b.t_from and a.pruning_rate < b.pruning_rate for a, b in zip(stairs, stairs[1:], strict=False))
+    assert all(a.t_to == b.t_from and a.pruning_rate < b.pruning_rate for a, b in pairwise(stairs))
     on = schedule.stair(t)
     assert on.t_from <= t < on.t_to or t == on.t_to == 1
 
@@ -108,7 +109,7 @@ def test_cells_cover_a_side_without_a_gap(side: int, cells: int) -> None:
     assert bounds[0][0] == 0
     assert bounds[-1][1] == max(side, cells)
     assert all(start < end for start, end in bounds)
-    assert all(a[1] in (b[0], b[0] + 1) for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a[1] in (b[0], b[0] + 1) for a, b in pairwise(bounds))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_density_out_of_range_is_refused(density: float) -> None:
 def test_a_time_out_of_range_is_refused(t: float) -> None:
     schedule = DensitySchedule()
     for ask in (schedule.pruning_rate, schedule.stair, lambda t: schedule.grid(t, (16, 16))):
-        with pytest.raises(ValueError, match="t is .*; it must be between 0"):
+        with pytest.raises(ValueError, match=r"t is .*; it must be between 0"):
             ask(t)
 
 

@@ -114,7 +114,8 @@ def test_compiles_without_a_graph_break(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"attention": "local"}, "full, window, routed"), ({"attention_tile": 6}, "4 or 8"),
-     ({"attention_keep": 0.0}, "over 0 and at most 1"), ({"attention_share_layers": 0}, "more than 0"), ({"attention_window": 0}, "more than 0")],
+     ({"attention_keep": 0.0}, "over 0 and at most 1"), ({"attention_share_layers": 0}, "more than 0"),
+     ({"attention_window": 0}, "more than 0")],
 )
 def test_a_pattern_that_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -21,6 +21,13 @@ def random_layout(num_q: int, num_k: int, *, heads: int = 1, batch: int = 1, den
     return BlockLayout.from_dense(mask, block_q=16, block_k=16, num_q=num_q, num_k=num_k)
 
 
+def masked_layout(num_q: int, num_k: int, *, heads: int = 1) -> BlockLayout:
+    """Every block is mixed; query 20 sees nothing."""
+    pairs = torch.rand(1, heads, num_q, num_k, generator=torch.Generator().manual_seed(2)) < 0.5
+    pairs[..., 20, :] = False
+    return BlockLayout.from_token_mask(pairs, block_q=16, block_k=16)
+
+
 def inputs(
     num_q: int = 40, num_k: int = 56, *, heads: int = 4, key_heads: int = 2, dtype: torch.dtype = torch.float64
 ) -> list[Tensor]:
@@ -41,18 +48,20 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor 
     return out, torch.where(seen, total, 1.0).log().masked_fill(~seen, -torch.inf)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_values_and_gradients_are_those_of_dense_attention_under_the_mask(bias: bool) -> None:
+def test_values_and_gradients_are_those_of_dense_attention_under_the_mask(bias: bool, masked: bool) -> None:
     q, k, v = inputs()
-    layout = random_layout(40, 56, heads=4, batch=2)
+    layout = masked_layout(40, 56, heads=4) if masked else random_layout(40, 56, heads=4, batch=2)
     key_bias = torch.randn(2, 1, 56, dtype=torch.float64, requires_grad=True) if bias else None
     leaves = [q, k, v, *([key_bias] if key_bias is not None else [])]
     out, lse = block_sparse_attention(q, k, v, layout, key_bias=key_bias, return_lse=True)
     wanted, wanted_lse = plain_attention(q, k, v, layout.token_mask(), key_bias)
     torch.testing.assert_close(out, wanted)
     torch.testing.assert_close(lse, wanted_lse)
-    assert (lse[:, :, :16] == -torch.inf).all()
-    assert (out[:, :, :16] == 0).all()
+    unseen = slice(20, 21) if masked else slice(0, 16)
+    assert (lse[:, :, unseen] == -torch.inf).all()
+    assert (out[:, :, unseen] == 0).all()
     upstream, seen = torch.randn_like(out), lse.isfinite()
     lse_upstream = torch.randn_like(lse)
     got = torch.autograd.grad((out * upstream).sum() + (lse * lse_upstream)[seen].sum(), leaves)
@@ -61,24 +70,33 @@ def test_values_and_gradients_are_those_of_dense_attention_under_the_mask(bias: 
         torch.testing.assert_close(a, b)
 
 
+def lists_of(layout: BlockLayout) -> tuple[Any, ...]:
+    lists = (layout.kv_num, layout.kv_idx, None, None, layout.mask_idx, layout.mask_bits)
+    return (*lists, *layout.transpose(), layout.transpose_mask_idx(), 16, 16, 0.2, "reference")
+
+
 def test_the_operation_keeps_torchs_rules() -> None:
     q, k, v = inputs()
     layout = random_layout(40, 56, heads=4)
-    rest = (layout.kv_num, layout.kv_idx, None, None, *layout.transpose(), 16, 16, 0.2, "reference")
+    rest = lists_of(layout)
     torch.library.opcheck(torch.ops.mezzotint.block_sparse_attention.default, (q, k, v, None, *rest))
+    rest = lists_of(masked_layout(40, 56, heads=4))
     bias = torch.randn(1, 4, 56, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(torch.ops.mezzotint.block_sparse_attention.default, (q, k, v, bias, *rest))
 
 
-def test_compile_traces_it_as_one_graph() -> None:
-    layout = random_layout(40, 56, heads=4)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_traces_it_as_one_graph(compiler: str, masked: bool) -> None:
+    layout = masked_layout(40, 56, heads=4) if masked else random_layout(40, 56, heads=4)
 
     def step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = block_sparse_attention(q.sin(), k, v, layout)
         assert isinstance(out, Tensor)
         return out.cos()
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend=compiler)
     leaves, again = inputs(dtype=torch.float32), inputs(dtype=torch.float32)
     out, wanted = compiled(*leaves), step(*again)
     torch.testing.assert_close(out, wanted)
@@ -88,10 +106,10 @@ def test_compile_traces_it_as_one_graph() -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
-def test_the_flop_counter_counts_kept_pairs(density: float) -> None:
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0, "masked"])
+def test_the_flop_counter_counts_kept_pairs(density: float | str) -> None:
     q, k, v = inputs(64, 96)
-    layout = random_layout(64, 96, density=density)
+    layout = masked_layout(64, 96) if isinstance(density, str) else random_layout(64, 96, density=density)
     pairs = int(layout.token_mask().sum()) * 2 * 4
     with FlopCounterMode(display=False) as counter:
         out = block_sparse_attention(q, k, v, layout, backend="reference")
@@ -131,7 +149,7 @@ def cut(name: str, change: Any) -> dict[str, Any]:
         ("q", lambda q: q[0], r"q is of shape \[4, 40, 24\]; expected \[batch"),
         ("q", lambda q: q.long(), "q is of torch.int64"),
         ("k", lambda k: k.half(), "k is of torch.float16; expected torch.float32, as q is"),
-        ("k", lambda k: k[..., :20], "expected 24 channels"),
+        ("k", lambda k: k[..., :20], "expected batch 2 and 24 channels"),
         ("k", lambda k: torch.cat([k, k[:, :1]], 1), "divides q's 4"),
         ("k", lambda k: k[:1], "expected batch 2"),
         ("v", lambda v: v[:, :, :50], "v is of shape"),

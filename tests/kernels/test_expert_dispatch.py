@@ -14,8 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint.kernels.expert_dispatch import chosen_backend, gather_tokens, grouped_linear, last_backend, scatter_add
 from mezzotint.kernels.expert_routing import expert_choice, token_choice
+from mezzotint.kernels.native_build import why_not_native
 
-BACKENDS = ("reference", "cpu")
+WHY_NOT = why_not_native()
+needs_compiler = pytest.mark.skipif(WHY_NOT is not None, reason=f"no C library: {WHY_NOT}")
+WIDE_BACKENDS = ("reference", "torch")  # of any floating dtype
+BACKENDS = (*WIDE_BACKENDS, pytest.param("cpu", marks=needs_compiler))
 DTYPES = (torch.float32, torch.bfloat16)
 # Rows of each expert: some have none, one has one.
 COUNTS = ([0, 5, 1, 0, 9], [7], [0, 0], [3, 64, 20])
@@ -145,7 +149,7 @@ def test_views_are_read_in_place(backend: str) -> None:
     torch.testing.assert_close(grouped_linear(x, weights, None, offsets, backend=backend), want)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WIDE_BACKENDS)
 def test_gradients_pass_gradcheck_in_fp64(backend: str) -> None:
     index, offsets = torch.tensor([2, 0, 2, 1]), offsets_of([3, 0, 1])
     inputs = [normal(3, 4, seed=1), normal(3, 4, 5, seed=2), normal(3, 5, seed=3), normal(4, seed=4)]
@@ -171,7 +175,8 @@ def experts_one_hot(x: Tensor, scores: Tensor, w1: Tensor, w2: Tensor, capacity:
 def test_a_mixture_with_expert_choice_equals_the_one_hot_formulation(backend: str) -> None:
     B, N, C, E, capacity = 2, 12, 8, 3, 5
     inputs = [normal(B, N, C, seed=1), normal(B, N, E, seed=2), normal(E, C, 10, seed=3), normal(E, 10, C, seed=4)]
-    inputs = [tensor.double() for tensor in inputs]
+    if backend != "cpu":
+        inputs = [tensor.double() for tensor in inputs]
 
     def ours(x: Tensor, scores: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
         routing = expert_choice(scores.softmax(2), capacity)
@@ -260,11 +265,15 @@ def test_the_flop_counter_counts_each_row_once() -> None:
 
 def test_the_backend_is_known_before_and_after() -> None:
     x = normal(4, 8, seed=1)
-    assert chosen_backend(x) == chosen_backend(x.half()) == "cpu"
+    assert chosen_backend(x.half()) == chosen_backend(x.double()) == "torch"
     assert chosen_backend(x.to("meta")) == "reference"
     assert chosen_backend(x, backend="reference") == "reference"
-    gather_tokens(x, torch.tensor([1]))
-    assert last_backend() == "cpu"
+    gather_tokens(x.half(), torch.tensor([1]))
+    assert last_backend() == "torch"
+    if WHY_NOT is None:
+        assert chosen_backend(x) == chosen_backend(x.bfloat16()) == "cpu"
+        gather_tokens(x, torch.tensor([1]))
+        assert last_backend() == "cpu"
 
 
 X, INDEX, OFFSETS = torch.zeros(4, 8), torch.tensor([0, 1, 1, 3]), torch.tensor([0, 1, 4])
@@ -274,8 +283,9 @@ WEIGHTS = torch.zeros(2, 8, 6)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gather_tokens(X, INDEX, backend="gpu"), "backend is 'gpu'; expected one of auto, reference, cpu"),
+        (lambda: gather_tokens(X, INDEX, backend="gpu"), "backend is 'gpu'; expected one of auto, reference, torch, c"),
         (lambda: gather_tokens(X, INDEX, backend="triton"), "backend is 'triton'; it cannot run here, since"),
+        (lambda: gather_tokens(X.half(), INDEX, backend="cpu"), "it cannot run here, since x is of torch.float16"),
         (lambda: gather_tokens(X[0], INDEX), r"x is of shape \[8\]; expected \[tokens, channels\]"),
         (lambda: gather_tokens(X, INDEX.int()), "index is of torch.int32; expected torch.int64"),
         (lambda: gather_tokens(X, INDEX[None]), r"index is of shape \[1, 4\]; expected one dimension"),

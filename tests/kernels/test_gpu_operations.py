@@ -22,7 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETED
 DEVICE = "cuda" if CUDA else "cpu"
 NO_GPU = "no CUDA device here; test_triton_operations.py runs this file in Triton's interpreter"
-BESIDE = "cpu" if DEVICE == "cpu" else "reference"  # what computes in the same dtype, for its errors
+BESIDE = "torch" if DEVICE == "cpu" else "reference"  # what computes in the same dtype, for its errors
 
 pytestmark = pytest.mark.skipif(not (CUDA or INTERPRETED), reason=NO_GPU)
 gpu_only = pytest.mark.skipif(not CUDA, reason="needs a CUDA device: too large for the interpreter")

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mezzotint.kernels import modulation, modulation_cpu
+from mezzotint.kernels import modulation, modulation_cpu, native_call
 from mezzotint.kernels.modulation import chosen_backend, last_backend, norm_modulate
 from mezzotint.kernels.modulation_reference import reference_norm_modulate
-from mezzotint.kernels.native_modulation import modulation_library
+from mezzotint.kernels.native_build import why_not_native
 
-LIBRARY = modulation_library()
-needs_compiler = pytest.mark.skipif(isinstance(LIBRARY, str), reason=f"no C library: {LIBRARY}")
-BACKENDS = ("reference", pytest.param("cpu", marks=needs_compiler))
+WHY_NOT = why_not_native()
+needs_compiler = pytest.mark.skipif(WHY_NOT is not None, reason=f"no C library: {WHY_NOT}")
+OPERATIONS = ("reference", pytest.param("cpu", marks=needs_compiler))
+BACKENDS = ("torch", *OPERATIONS)
 NORMS = ("layer", "rms")
 # Channels: fewer than a vector, ragged after one and after several, and whole vectors; tokens: one, fewer than a chunk,
 # ragged after one and after two chunks.
@@ -76,15 +77,15 @@ def test_output_and_gradients_are_as_exact_as_torchs(
 
 
 @needs_compiler
-@pytest.mark.parametrize("level", range(len(modulation_cpu.LEVELS)), ids=modulation_cpu.LEVELS)
+@pytest.mark.parametrize("level", range(len(native_call.LEVELS)), ids=native_call.LEVELS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_every_instruction_set_of_this_machine_is_right(
     dtypes: tuple[torch.dtype, torch.dtype], norm: str, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if level > modulation_cpu.LEVELS.index(modulation_cpu.instruction_set()):
-        pytest.skip(f"this machine has no {modulation_cpu.LEVELS[level]}")
-    monkeypatch.setattr(modulation_cpu, "_forced_level", level)
+    if level > native_call.LEVELS.index(native_call.instruction_set()):
+        pytest.skip(f"this machine has no {native_call.LEVELS[level]}")
+    monkeypatch.setattr(native_call, "_forced_level", level)
     for shape in SHAPES:
         inputs = make_inputs(shape, dtypes)
         check_results(lambda *given: norm_modulate(*given, norm=norm, backend="cpu"), inputs, norm)
@@ -197,7 +198,7 @@ def test_gradients_of_the_reference_pass_gradcheck_in_fp64(norm: str) -> None:
     assert torch.autograd.gradcheck(lambda *given: norm_modulate(*given, norm=norm, backend="reference"), wide)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OPERATIONS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_torch_accepts_the_registrations(norm: str, backend: str) -> None:
     inputs = [tensor.requires_grad_() for tensor in make_inputs((2, 5, 24), (torch.bfloat16, torch.float32))]
@@ -220,20 +221,20 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
 def test_the_backend_is_known_before_and_after() -> None:
     x, shift, scale = make_inputs((1, 2, 8), (torch.float32, torch.float32))
     assert chosen_backend(x, shift, scale, backend="reference") == "reference"
-    assert chosen_backend(x.double(), shift, scale) == "reference"
-    assert chosen_backend(x.transpose(1, 2), shift, scale) == "reference"
+    assert chosen_backend(x.double(), shift, scale) == "torch"
+    assert chosen_backend(x.transpose(1, 2), shift, scale) == "torch"
     norm_modulate(x.double(), shift, scale)
-    assert last_backend() == "reference"
-    if not isinstance(LIBRARY, str):
+    assert last_backend() == "torch"
+    if WHY_NOT is None:
         assert chosen_backend(x, shift, scale) == "cpu"
         norm_modulate(x, shift, scale)
         assert last_backend() == "cpu"
 
 
-def test_without_a_compiler_auto_takes_the_reference_and_cpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modulation_cpu, "_why_not_native", lambda: "no C compiler is found")
+def test_without_a_compiler_auto_takes_torchs_operators_and_cpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modulation_cpu, "why_not_native", lambda: "no C compiler is found")
     inputs = make_inputs((1, 2, 8), (torch.float32, torch.float32))
-    assert chosen_backend(*inputs) == "reference"
+    assert chosen_backend(*inputs) == "torch"
     with pytest.raises(ValueError, match="backend is 'cpu'; it cannot run here, since no C compiler is found"):
         norm_modulate(*inputs, backend="cpu")
 
@@ -241,7 +242,7 @@ def test_without_a_compiler_auto_takes_the_reference_and_cpu_says_why(monkeypatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backend": "cuda"}, "backend is 'cuda'; expected one of auto, reference, cpu, triton"),
+        ({"backend": "cuda"}, "backend is 'cuda'; expected one of auto, torch, reference, cpu, triton"),
         ({"backend": "triton"}, "backend is 'triton'; it cannot run here"),
         ({"backend": "cpu", "x": torch.zeros(2, 3, 8).double()}, "C kernel takes bf16 and fp32"),
         ({"backend": "cpu", "x": torch.zeros(2, 8, 3).transpose(1, 2)}, "x has stride 3 in its last dimension"),

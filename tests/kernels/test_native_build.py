@@ -15,9 +15,9 @@ from mezzotint.kernels.native_build import BuildError
 LIMIT_S = 200
 
 LOAD = """
-from mezzotint.kernels.native_build import native_library
-library = native_library()
-assert library is not None and library.attention_abi() == 1
+from mezzotint.kernels import native_build
+library = native_build.native_library()
+assert library is not None and library.kernels_abi() == native_build.ABI
 """
 
 FORK = """
@@ -34,6 +34,25 @@ if child == 0:
     torch.set_num_threads(1)  # torch's own operators do hang in a forked child with more
     os._exit(0 if torch.equal(before, after) else 3)
 assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+NO_COMPILER = """
+import warnings, torch
+from mezzotint.kernels import BlockLayout, block_sparse, block_sparse_attention, modulation, native_build
+native_build.PREBUILT = native_build.Path({absent!r})
+x, s = torch.ones(1, 2, 8), torch.ones(1, 8)
+q, half = torch.randn(1, 2, 64, 8), torch.tensor([[[[True, False], [True, True]]]])
+layout = BlockLayout.from_dense(half, block_q=32, block_k=32, num_q=64, num_k=64)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert modulation.norm_modulate(x, s, s).equal(modulation.norm_modulate(x, s, s, backend="reference"))
+    assert modulation.chosen_backend(x, s, s) == "torch"
+    out = block_sparse_attention(q, q, q, layout)
+    assert block_sparse.last_backend() == "cpu-torch"
+    torch.testing.assert_close(out, block_sparse_attention(q, q, q, layout, backend="reference"))
+said = [str(w.message) for w in caught if "no-such-compiler" in str(w.message)]
+assert len(said) == 1, said
 """
 
 
@@ -84,7 +103,7 @@ def test_the_cache_spares_the_compiler_and_a_library_beside_the_package_spares_b
     monkeypatch.setattr(native_build, "build", lambda *_: pytest.fail("asked for the cache"))
     assert native_build.why_not_native() is None
     monkeypatch.setattr(native_build, "ABI", 0)
-    with pytest.raises(BuildError, match="has the interface 1, expected 0"):
+    with pytest.raises(BuildError, match=r"has the interface \d+, expected 0; delete it"):
         native_build.load(built)
 
 
@@ -114,6 +133,20 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(
     monkeypatch.setenv("CC", "nowhere-cc")
     with pytest.raises(BuildError, match="CC is 'nowhere-cc'"):
         native_build.build()
+
+
+def test_what_is_no_library_is_named(tmp_path: Path) -> None:
+    path = tmp_path / f"kernels{native_build.SUFFIX}"
+    path.write_text("no library")
+    with pytest.raises(BuildError, match=f"{path} cannot be loaded"):
+        native_build.load(path)
+
+
+def test_without_a_compiler_the_operations_still_work_and_it_is_said_once(tmp_path: Path) -> None:
+    """In a process of its own, since the library is looked for once."""
+    script = NO_COMPILER.format(absent=str(tmp_path / "none.so"))
+    environment = {"PATH": "/nowhere", "CC": "no-such-compiler", "MEZZOTINT_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=LIMIT_S, env=environment)
 
 
 def test_another_compiler_or_flag_is_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

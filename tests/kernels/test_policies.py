@@ -1,5 +1,6 @@
 """Policies against loops over single tokens on the grid, in the caller's order."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -223,11 +224,13 @@ def test_text_before_a_plain_sequence_of_unequal_blocks(block_q: int, block_k: i
         lambda: policies.radial((3, 9, 11), tile=(1, 4, 4)),
         lambda: policies.text_first(policies.local_2d((9, 11), (8, 8), tile=(4, 4)), 21),
         lambda: policies.strided_shards(policies.local_1d(100, 32, block=16), heads=4, stride=3),
+        lambda: policies.causal(100, block=32),
+        lambda: policies.text_first(policies.causal(100, block=32), 21),
     ],
 )
 def test_policies_pass_the_constructors_checks_and_builders_leave_them_out(build: Callable[[], BlockLayout]) -> None:
     made = build()
-    names = ("block_q", "block_k", "num_q", "num_k", "kv_num", "kv_idx", "q_len", "k_len", "perm", "inv_perm")
+    names = [field.name for field in dataclasses.fields(BlockLayout) if field.init]
     checked = BlockLayout(**{name: getattr(made, name) for name in names})
     assert torch.equal(checked.kv_idx, made.kv_idx)
 
@@ -237,6 +240,34 @@ def test_a_video_of_sixteen_thousand_tokens_has_the_density_of_its_window() -> N
     assert layout.num_q == 16384
     assert (layout.kv_num == 27).all()
     assert layout.density() == pytest.approx(27 / 256)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 64, 100])
+def test_causal_sees_itself_and_what_came_before(num_tokens: int) -> None:
+    layout = policies.causal(num_tokens, block=16)
+    assert torch.equal(layout.token_mask()[0, 0], torch.ones(num_tokens, num_tokens).tril().bool())
+    assert layout.kept_pairs() == num_tokens * (num_tokens + 1) // 2
+    if num_tokens > 1:
+        assert len(layout.mask_bits) == 1  # type: ignore[arg-type]
+
+
+def test_what_extends_a_partly_masked_layout_keeps_its_pairs() -> None:
+    causal = policies.causal(100, block=32)
+    pairs = causal.token_mask()[0, 0]
+    block = torch.arange(100) // 32
+    seen_by_all = pairs | (block == 1)
+    assert torch.equal(policies.sinks(causal, [40]).token_mask()[0, 0], seen_by_all)
+    everywhere = seen_by_all | (block == 1)[:, None]
+    assert torch.equal(policies.global_tokens(causal, [40]).token_mask()[0, 0], everywhere)
+    shards = policies.strided_shards(causal, heads=2, stride=2).token_mask()[0]
+    for head in range(2):
+        assert torch.equal(shards[head], pairs | (block % 2 == head))
+    joint = raster_mask(policies.text_first(causal, 5))[0, 0]
+    assert joint[:5].all()
+    assert joint[:, :5].all()
+    assert torch.equal(joint[5:, 5:], pairs)
+    assert policies.diagonal(causal).mask_bits is None
+    assert policies.full_like(causal).keeps_every_pair()
 
 
 FULL = policies.full((8, 8), (4, 4))
@@ -257,6 +288,8 @@ CROSS = BlockLayout.full(block_q=16, block_k=16, num_q=64, num_k=32)
         (lambda: policies.diagonal(CROSS), "layout has 64 queries and 32 keys"),
         (lambda: policies.text_first(CROSS, 4), "layout has 64 queries and 32 keys"),
         (lambda: policies.text_first(FULL, 0), "num_text is 0"),
+        (lambda: policies.causal(0), "num_q is 0"),
+        (lambda: policies.causal(64, block=48), "block_q is 48"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name_and_value(build: Callable[[], BlockLayout], message: str) -> None:

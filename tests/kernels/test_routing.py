@@ -66,6 +66,31 @@ def candidates_and_always(seed: int) -> tuple[BlockLayout, BlockLayout]:
     return BlockLayout.from_dense(allowed, **sizes), BlockLayout.from_dense(kept, **sizes)
 
 
+@pytest.mark.parametrize("choose", ["blocks", "mass", "regions"])
+@pytest.mark.parametrize("with_always", [False, True])
+def test_partly_masked_candidates_are_chosen_with_their_masks(choose: str, with_always: bool) -> None:
+    causal, scores = policies.causal(80, block=16), random(1, 2, 5, 5)
+    every_fifth = torch.arange(80)[:, None] % 5 == torch.arange(80) % 5
+    always = BlockLayout.from_token_mask(every_fifth[None, None], block_q=16, block_k=16) if with_always else None
+    if choose == "blocks":
+        layout = top_blocks(scores, causal, 2, always=always)
+    elif choose == "mass":
+        layout = top_mass(scores, causal, 0.6, always=always)
+    else:
+        q = random(1, 2, 80, 8)
+        layout = top_regions(q, q, causal, torch.arange(5), 3, groups=2, always=always)
+    mask = layout.token_mask()
+    lower = torch.ones(80, 80).tril().bool()
+    assert not (mask & ~lower & ~(every_fifth & torch.tensor(with_always))).any()
+    assert not with_always or mask[..., every_fifth].all()
+    blocks = mask[0].unflatten(-1, (5, 16)).unflatten(-3, (5, 16)).transpose(-3, -2)
+    wanted = [lower, lower | every_fifth] if with_always else [lower]
+    choices = [x.unflatten(-1, (5, 16)).unflatten(-3, (5, 16)).transpose(-3, -2) for x in (*wanted, every_fifth)]
+    exact = torch.stack([(blocks == choice).all(-1).all(-1) for choice in choices]).any(0)
+    assert (exact | ~blocks.any(-1).any(-1)).all()
+    assert blocks.any(-1).any(-1).sum() > 5
+
+
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.booleans())
 def test_top_blocks_of_each_row_are_those_of_a_sort(seed: int, count: int, with_always: bool) -> None:

@@ -1,0 +1,21 @@
+"""When an operation may call its backend without torch's dispatcher.
+
+An operation of torch.library written in Python costs some 50 microseconds a call, twice what a small kernel takes.
+Nobody needs it where no gradient is recorded and nobody watches or traces.
+"""
+
+import torch
+from torch import Tensor
+
+
+def may_call_directly(*tensors: Tensor | None) -> bool:
+    """Whether the result is the same without the dispatcher: plain tensors, no gradient, no compilation, no functional
+    transform and no dispatch mode (FLOP counters, fake tensors, profilers of operations)."""
+    watched = torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack()
+    if torch.compiler.is_compiling() or watched:
+        return False
+    records = torch.is_grad_enabled()
+    return all(x is None or (type(x) in _PLAIN and not (records and x.requires_grad)) for x in tensors)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)

@@ -1,0 +1,186 @@
+"""Launches of the Triton attention kernels: outputs, arguments, grids. What may be launched is checked before.
+
+Shape suffixes: B batch, H query heads, G key heads, N query tokens, M key tokens, D head channels, V value channels.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.kernels import triton_configs as configs
+from mezzotint.kernels.layout import BlockLayout
+from mezzotint.kernels.triton_arguments import (
+    Operand,
+    list_operand,
+    plain_operand,
+    token_operand,
+    vector_operand,
+)
+from mezzotint.kernels.triton_configs import KernelShape, TileConfig
+from mezzotint.kernels.triton_tuning import interpreting, pick_config
+
+_MAX_PROGRAMS = 2**31 - 1
+_ROW_TERMS_TILE = 32
+
+
+def launch_forward(
+    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """out [B, H, N, V] in q's dtype and lse fp32 [B, H, N]; triton_attention.forward says of what."""
+    from mezzotint.kernels.triton_forward import attention_forward
+
+    batch, heads, num_q, _ = q.shape
+    out = q.new_empty(batch, heads, num_q, v.shape[-1])
+    lse = q.new_empty(batch, heads, num_q, dtype=torch.float32)
+    shape = _kernel_shape(layout, q, k, v, key_bias)
+    arguments = {
+        **_inputs(q, k, v, layout, key_bias), **_lists(layout), "out_ptr": out, "lse_ptr": lse,
+        "scale_log2": scale * math.log2(math.e), "num_heads": heads,
+    }  # fmt: skip
+    _launch("forward", attention_forward, shape, layout, batch * heads, arguments)
+    return out, lse
+
+
+def launch_backward(
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: BlockLayout,
+    scale: float,
+    key_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """dq, dk, dv and d_bias, dense, in the shapes of q, k, v and key_bias; triton_attention.backward says of what."""
+    shape = _kernel_shape(layout, q, k, v, key_bias)
+    d_out_operand = vector_operand(d_out)
+    lse_log2, delta = _row_terms(d_out_operand, d_lse, out.contiguous(), lse.contiguous())
+    arguments = {
+        **_inputs(q, k, v, layout, key_bias), "d_out": d_out_operand, "lse_log2_ptr": lse_log2, "delta_ptr": delta,
+        "scale": float(scale), "scale_log2": scale * math.log2(math.e),
+    }  # fmt: skip
+    dq = _backward_dq(q, arguments, shape, layout)
+    dk, dv, d_bias = _backward_dkdv(q, k, v, arguments, shape, layout)
+    return dq, dk, dv, _sum_to(d_bias, key_bias)
+
+
+def _row_terms(d_out: Operand, d_lse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp in base 2 and delta, fp32 [B, H, N] each."""
+    from mezzotint.kernels.triton_backward import attention_row_terms
+
+    batch, heads, num_q, width = out.shape
+    lse_log2, delta = torch.empty_like(lse), torch.empty_like(lse)
+    num_tiles = -(-num_q // _ROW_TERMS_TILE)
+    _run(
+        attention_row_terms, batch * heads * num_tiles, 4, 1,
+        out_ptr=out, d_out=d_out, lse_ptr=lse, d_lse=plain_operand(d_lse), lse_log2_ptr=lse_log2, delta_ptr=delta,
+        num_heads=heads, num_q=num_q, num_tiles=num_tiles, V=width,
+        WIDTH=max(configs.MIN_TILE, 1 << (width - 1).bit_length()), TILE=_ROW_TERMS_TILE,
+        UNIT=configs.VECTOR_BYTES // out.element_size(),
+    )  # fmt: skip
+    return lse_log2, delta
+
+
+def _backward_dq(q: Tensor, arguments: dict[str, Any], shape: KernelShape, layout: BlockLayout) -> Tensor:
+    from mezzotint.kernels.triton_backward import attention_backward_dq
+
+    batch, heads = q.shape[:2]
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    given = {**arguments, **_lists(layout), "dq_ptr": dq, "num_heads": heads}
+    _launch("dq", attention_backward_dq, shape, layout, batch * heads, given)
+    return dq
+
+
+def _backward_dkdv(
+    q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any], shape: KernelShape, layout: BlockLayout
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dk, dv and, with a bias, its gradient fp32 [B, H, M]."""
+    from mezzotint.kernels.triton_backward import attention_backward_dkdv
+
+    batch, kv_heads, num_k, _ = k.shape
+    # The kernel writes valid keys only; those that k_len leaves out keep these zeros.
+    make = torch.empty if layout.k_len is None else torch.zeros
+    dk, dv = (make(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+    d_bias = make((batch, q.shape[1], num_k), dtype=torch.float32, device=k.device) if shape.biased else None
+    lists = list_operand(*layout.transpose(), layout.transpose_mask_idx(), _bits_by_key(layout))
+    given = {**arguments, "lists": lists, "dk_ptr": dk, "dv_ptr": dv, "d_bias_ptr": d_bias, "num_heads": kv_heads}
+    _launch("dkdv", attention_backward_dkdv, shape, layout, batch * kv_heads, given)
+    return dk, dv, d_bias
+
+
+def _bits_by_key(layout: BlockLayout) -> Tensor | None:
+    """The layout's bit masks with a row for each key, int32 [P, block_k, ceil(block_q / 32)]."""
+    from mezzotint.kernels.triton_backward import transpose_bits
+
+    bits = layout.mask_bits
+    if bits is None:
+        return None
+    by_key = bits.new_empty(len(bits), layout.block_k, -(-layout.block_q // 32))
+    sizes = {"BLOCK_Q": layout.block_q, "BLOCK_K": layout.block_k}
+    _run(transpose_bits, len(bits) * bits.shape[2], 1, 1, bits_ptr=bits.contiguous(), out_ptr=by_key, **sizes)
+    return by_key
+
+
+def _sum_to(d_bias: Tensor | None, key_bias: Tensor | None) -> Tensor | None:
+    return None if d_bias is None or key_bias is None else d_bias.sum_to_size(key_bias.shape)
+
+
+def _kernel_shape(layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> KernelShape:
+    return KernelShape(
+        head_dim=q.shape[-1],
+        value_dim=v.shape[-1],
+        block_q=layout.block_q,
+        block_k=layout.block_k,
+        itemsize=q.element_size(),
+        group=q.shape[1] // k.shape[1],
+        ragged_q=layout.q_len is not None or layout.num_q % layout.block_q != 0,
+        ragged_k=layout.k_len is not None or layout.num_k % layout.block_k != 0,
+        biased=key_bias is not None,
+        masked=layout.mask_bits is not None,
+        upcast=interpreting() and q.dtype != torch.float32,
+    )
+
+
+def _inputs(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, key_bias: Tensor | None) -> dict[str, Any]:
+    """What all three passes over blocks read."""
+    return {
+        "q": vector_operand(q), "k": vector_operand(k), "v": vector_operand(v), "bias": plain_operand(key_bias),
+        "tokens": token_operand(layout),
+    }  # fmt: skip
+
+
+def _lists(layout: BlockLayout) -> dict[str, Any]:
+    return {"lists": list_operand(layout.kv_num, layout.kv_idx, layout.mask_idx, layout.mask_bits)}
+
+
+def _launch(
+    pass_name: str, kernel: Any, shape: KernelShape, layout: BlockLayout, heads: int, arguments: dict[str, Any]
+) -> None:
+    """Run one pass with its configuration: programs head by head, one a tile. heads counts the batch too."""
+    import triton
+
+    def run(config: TileConfig) -> Any:
+        num_tiles = layout.num_q_blocks * (layout.block_q // config.tile_q)
+        if pass_name == "dkdv":
+            num_tiles = layout.num_k_blocks * (layout.block_k // config.tile_k)
+        options = (config.num_warps, config.num_stages)
+        return _run(kernel, heads * num_tiles, *options, **arguments, num_tiles=num_tiles, **shape.constants(config))
+
+    try:
+        run(pick_config(pass_name, shape, arguments["q"].ptr, run))
+    except triton.runtime.errors.OutOfResources as error:
+        what = f"head dim is {shape.head_dim} and value dim {shape.value_dim}"
+        raise ValueError(f"{what}; expected ones whose tiles fit the device ({pass_name}: {error})") from error
+
+
+def _run(kernel: Any, programs: int, num_warps: int, num_stages: int, **arguments: Any) -> Any:
+    """Launch a kernel on the current device; returns what it was compiled to, None where nothing is to do."""
+    if programs > _MAX_PROGRAMS:
+        raise ValueError(f"the layout and heads make {programs} tiles; expected at most {_MAX_PROGRAMS} in one launch")
+    if programs == 0:
+        return None
+    return kernel[(programs,)](**arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
