@@ -11,8 +11,9 @@ from torch import Tensor
 def may_call_directly(*tensors: Tensor | None) -> bool:
     """Whether the result is the same without the dispatcher: plain tensors, no gradient, no compilation, no functional
     transform and no dispatch mode (FLOP counters, fake tensors, profilers of operations)."""
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack()
-    if torch.compiler.is_compiling() or watched:
+    if torch.compiler.is_compiling():  # first: what follows cannot be traced
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
         return False
     records = torch.is_grad_enabled()
     return all(x is None or (type(x) in _PLAIN and not (records and x.requires_grad)) for x in tensors)

@@ -12,11 +12,11 @@ from torch import Tensor
 from mezzotint.kernels import triton_configs as configs
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.triton_arguments import (
-    Operand,
-    list_operand,
-    plain_operand,
-    token_operand,
-    vector_operand,
+    aligned,
+    bias_arguments,
+    channel_arguments,
+    list_arguments,
+    token_arguments,
 )
 from mezzotint.kernels.triton_configs import KernelShape, TileConfig
 from mezzotint.kernels.triton_tuning import interpreting, pick_config
@@ -37,9 +37,9 @@ def launch_forward(
     shape = _kernel_shape(layout, q, k, v, key_bias)
     arguments = {
         **_inputs(q, k, v, layout, key_bias), **_lists(layout), "out_ptr": out, "lse_ptr": lse,
-        "scale_log2": scale * math.log2(math.e), "num_heads": heads,
+        "scale_log2": scale * math.log2(math.e),
     }  # fmt: skip
-    _launch("forward", attention_forward, shape, layout, batch * heads, arguments)
+    _launch("forward", attention_forward, shape, layout, arguments)
     return out, lse
 
 
@@ -57,18 +57,18 @@ def launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """dq, dk, dv and d_bias, dense, in the shapes of q, k, v and key_bias; triton_attention.backward says of what."""
     shape = _kernel_shape(layout, q, k, v, key_bias)
-    d_out_operand = vector_operand(d_out)
-    lse_log2, delta = _row_terms(d_out_operand, d_lse, out.contiguous(), lse.contiguous())
+    d_out = aligned(d_out)
+    lse_log2, delta = _row_terms(d_out, d_lse, out.contiguous(), lse.contiguous())
     arguments = {
-        **_inputs(q, k, v, layout, key_bias), "d_out": d_out_operand, "lse_log2_ptr": lse_log2, "delta_ptr": delta,
-        "scale": float(scale), "scale_log2": scale * math.log2(math.e),
+        **_inputs(q, k, v, layout, key_bias), **channel_arguments(d_out=d_out), "lse_log2_ptr": lse_log2,
+        "delta_ptr": delta, "scale": float(scale), "scale_log2": scale * math.log2(math.e),
     }  # fmt: skip
     dq = _backward_dq(q, arguments, shape, layout)
     dk, dv, d_bias = _backward_dkdv(q, k, v, arguments, shape, layout)
-    return dq, dk, dv, _sum_to(d_bias, key_bias)
+    return dq, dk, dv, None if key_bias is None or d_bias is None else d_bias.sum_to_size(key_bias.shape)
 
 
-def _row_terms(d_out: Operand, d_lse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+def _row_terms(d_out: Tensor, d_lse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """The log-sum-exp in base 2 and delta, fp32 [B, H, N] each."""
     from mezzotint.kernels.triton_backward import attention_row_terms
 
@@ -77,8 +77,8 @@ def _row_terms(d_out: Operand, d_lse: Tensor | None, out: Tensor, lse: Tensor) -
     num_tiles = -(-num_q // _ROW_TERMS_TILE)
     _run(
         attention_row_terms, batch * heads * num_tiles, 4, 1,
-        out_ptr=out, d_out=d_out, lse_ptr=lse, d_lse=plain_operand(d_lse), lse_log2_ptr=lse_log2, delta_ptr=delta,
-        num_heads=heads, num_q=num_q, num_tiles=num_tiles, V=width,
+        out_ptr=out, lse_ptr=lse, d_lse_ptr=None if d_lse is None else d_lse.contiguous(), lse_log2_ptr=lse_log2,
+        delta_ptr=delta, **channel_arguments(d_out=d_out), num_q=num_q, num_heads=heads, num_tiles=num_tiles, V=width,
         WIDTH=max(configs.MIN_TILE, 1 << (width - 1).bit_length()), TILE=_ROW_TERMS_TILE,
         UNIT=configs.VECTOR_BYTES // out.element_size(),
     )  # fmt: skip
@@ -88,27 +88,31 @@ def _row_terms(d_out: Operand, d_lse: Tensor | None, out: Tensor, lse: Tensor) -
 def _backward_dq(q: Tensor, arguments: dict[str, Any], shape: KernelShape, layout: BlockLayout) -> Tensor:
     from mezzotint.kernels.triton_backward import attention_backward_dq
 
-    batch, heads = q.shape[:2]
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    given = {**arguments, **_lists(layout), "dq_ptr": dq, "num_heads": heads}
-    _launch("dq", attention_backward_dq, shape, layout, batch * heads, given)
+    _launch("dq", attention_backward_dq, shape, layout, {**arguments, **_lists(layout), "dq_ptr": dq})
     return dq
 
 
 def _backward_dkdv(
     q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any], shape: KernelShape, layout: BlockLayout
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """dk, dv and, with a bias, its gradient fp32 [B, H, M]."""
+    """dk, dv and, with a bias, its gradient fp32 [B, H, M].
+
+    Each query head has a dk and dv of its own; where heads share their keys these are fp32 and added up in their order.
+    """
     from mezzotint.kernels.triton_backward import attention_backward_dkdv
 
-    batch, kv_heads, num_k, _ = k.shape
+    (batch, heads), (_, kv_heads, num_k, width), value_width = q.shape[:2], k.shape, v.shape[-1]
     # The kernel writes valid keys only; those that k_len leaves out keep these zeros.
     make = torch.empty if layout.k_len is None else torch.zeros
-    dk, dv = (make(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
-    d_bias = make((batch, q.shape[1], num_k), dtype=torch.float32, device=k.device) if shape.biased else None
-    lists = list_operand(*layout.transpose(), layout.transpose_mask_idx(), _bits_by_key(layout))
-    given = {**arguments, "lists": lists, "dk_ptr": dk, "dv_ptr": dv, "d_bias_ptr": d_bias, "num_heads": kv_heads}
-    _launch("dkdv", attention_backward_dkdv, shape, layout, batch * kv_heads, given)
+    dtype = q.dtype if heads == kv_heads else torch.float32
+    dk, dv = (make((batch, heads, num_k, size), dtype=dtype, device=q.device) for size in (width, value_width))
+    d_bias = make((batch, heads, num_k), dtype=torch.float32, device=q.device) if shape.biased else None
+    lists = list_arguments(*layout.transpose(), layout.transpose_mask_idx(), _bits_by_key(layout))
+    outputs = {"dk_ptr": dk, "dv_ptr": dv, "d_bias_ptr": d_bias}
+    _launch("dkdv", attention_backward_dkdv, shape, layout, {**arguments, **lists, **outputs})
+    if heads != kv_heads:
+        dk, dv = (x.unflatten(1, (kv_heads, -1)).sum(2).to(q.dtype) for x in (dk, dv))
     return dk, dv, d_bias
 
 
@@ -123,10 +127,6 @@ def _bits_by_key(layout: BlockLayout) -> Tensor | None:
     sizes = {"BLOCK_Q": layout.block_q, "BLOCK_K": layout.block_k}
     _run(transpose_bits, len(bits) * bits.shape[2], 1, 1, bits_ptr=bits.contiguous(), out_ptr=by_key, **sizes)
     return by_key
-
-
-def _sum_to(d_bias: Tensor | None, key_bias: Tensor | None) -> Tensor | None:
-    return None if d_bias is None or key_bias is None else d_bias.sum_to_size(key_bias.shape)
 
 
 def _kernel_shape(layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> KernelShape:
@@ -147,31 +147,29 @@ def _kernel_shape(layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor, key_bias
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, key_bias: Tensor | None) -> dict[str, Any]:
     """What all three passes over blocks read."""
-    return {
-        "q": vector_operand(q), "k": vector_operand(k), "v": vector_operand(v), "bias": plain_operand(key_bias),
-        "tokens": token_operand(layout),
-    }  # fmt: skip
+    tokens = token_arguments(layout)
+    return {**channel_arguments(q=q, k=k, v=v), **bias_arguments(key_bias), **tokens, "num_heads": q.shape[1]}
 
 
 def _lists(layout: BlockLayout) -> dict[str, Any]:
-    return {"lists": list_operand(layout.kv_num, layout.kv_idx, layout.mask_idx, layout.mask_bits)}
+    return list_arguments(layout.kv_num, layout.kv_idx, layout.mask_idx, layout.mask_bits)
 
 
-def _launch(
-    pass_name: str, kernel: Any, shape: KernelShape, layout: BlockLayout, heads: int, arguments: dict[str, Any]
-) -> None:
-    """Run one pass with its configuration: programs head by head, one a tile. heads counts the batch too."""
+def _launch(pass_name: str, kernel: Any, shape: KernelShape, layout: BlockLayout, arguments: dict[str, Any]) -> None:
+    """Run one pass with its configuration: programs head by head, one a tile of queries, or of keys for dkdv."""
     import triton
+
+    q = arguments["q_ptr"]
 
     def run(config: TileConfig) -> Any:
         num_tiles = layout.num_q_blocks * (layout.block_q // config.tile_q)
         if pass_name == "dkdv":
             num_tiles = layout.num_k_blocks * (layout.block_k // config.tile_k)
-        options = (config.num_warps, config.num_stages)
-        return _run(kernel, heads * num_tiles, *options, **arguments, num_tiles=num_tiles, **shape.constants(config))
+        programs, options = q.shape[0] * q.shape[1] * num_tiles, (config.num_warps, config.num_stages)
+        return _run(kernel, programs, *options, **arguments, num_tiles=num_tiles, **shape.constants(config))
 
     try:
-        run(pick_config(pass_name, shape, arguments["q"].ptr, run))
+        run(pick_config(pass_name, shape, q, run))
     except triton.runtime.errors.OutOfResources as error:
         what = f"head dim is {shape.head_dim} and value dim {shape.value_dim}"
         raise ValueError(f"{what}; expected ones whose tiles fit the device ({pass_name}: {error})") from error

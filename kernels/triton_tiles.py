@@ -6,7 +6,10 @@ of the first, which the compiler drops.
 
 Offsets of tiles are int64. Strides come in units of UNIT elements (16 bytes), because a multiplication by a constant is
 how the compiler learns that a row of 72 or 40 channels starts at an aligned address: the launcher only tells it whether
-a stride divides by 16. Operands, lists and token counts are the named tuples of triton_arguments.py.
+a stride divides by 16.
+
+A tensor of several heads is handed around as (pointer, strides of batch, head and token), lists as (pointer to the
+counts, to the indices, strides of batch and head of the counts, of batch, head and block of the indices).
 """
 
 import triton
@@ -37,17 +40,18 @@ def valid_tokens(len_ptr, block, start, num_tokens, BLOCK: tl.constexpr):
 @triton.jit
 def list_start(lists, b, h, block):
     """Where a block's list begins, and how many of its entries count."""
-    start = b * lists.idx_stride_b + h * lists.idx_stride_h + block.to(tl.int64) * lists.idx_stride_n
-    return start, tl.load(lists.num_ptr + b * lists.num_stride_b + h * lists.num_stride_h + block)
+    num_ptr, _, num_stride_b, num_stride_h, idx_stride_b, idx_stride_h, idx_stride_n = lists
+    start = b * idx_stride_b + h * idx_stride_h + block.to(tl.int64) * idx_stride_n
+    return start, tl.load(num_ptr + b * num_stride_b + h * num_stride_h + block)
 
 
 @triton.jit
-def list_entry(lists, at, inside):
+def list_entry(lists, mask_ptr, at, inside):
     """An entry's block, and its row of the bit masks (-1: the block counts whole); 0 and -1 where not `inside`."""
-    block = tl.load(lists.idx_ptr + at, mask=inside, other=0)
+    block = tl.load(lists[1] + at, mask=inside, other=0)
     mask = block
-    if lists.mask_ptr is not None:
-        mask = tl.load(lists.mask_ptr + at, mask=inside, other=-1)
+    if mask_ptr is not None:
+        mask = tl.load(mask_ptr + at, mask=inside, other=-1)
     return block, mask
 
 
@@ -76,11 +80,12 @@ def load_tile(base, rows, row_stride, valid, FIRST: tl.constexpr, WIDTH: tl.cons
 def load_parts(x, b, h, start, rows, valid, W: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr,
                RAGGED: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """A tile of W channels, from token `start` on, as its two parts [rows, W0] and [rows, W1]."""
-    base = x.ptr + (b * x.stride_b + h * x.stride_h + start.to(tl.int64) * x.stride_n) * UNIT
-    part0 = load_tile(base, rows, x.stride_n, valid, 0, W0, W, RAGGED, UNIT, UPCAST)
+    pointer, stride_b, stride_h, stride_n = x
+    base = pointer + (b * stride_b + h * stride_h + start.to(tl.int64) * stride_n) * UNIT
+    part0 = load_tile(base, rows, stride_n, valid, 0, W0, W, RAGGED, UNIT, UPCAST)
     part1 = part0
     if W1 > 0:
-        part1 = load_tile(base, rows, x.stride_n, valid, W0, W1, W, RAGGED, UNIT, UPCAST)
+        part1 = load_tile(base, rows, stride_n, valid, W0, W1, W, RAGGED, UNIT, UPCAST)
     return part0, part1
 
 
@@ -126,7 +131,9 @@ def dot_channels(a0, a1, b0, b1, SPLIT: tl.constexpr):
 
 @triton.jit
 def add_product(acc0, acc1, weights, b0, b1, SPLIT: tl.constexpr):
-    """acc [A, channels] + weights [A, B] times b [B, channels]."""
+    """acc [A, channels] + weights [A, B] times b [B, channels]; weights in the operands' own dtype."""
+    # In the interpreter b has been widened: the weights are rounded as on a GPU, and then widened, too.
+    weights = weights.to(b0.dtype)
     acc0 = tl.dot(weights, b0, acc0, input_precision="ieee")
     if SPLIT:
         acc1 = tl.dot(weights, b1, acc1, input_precision="ieee")
@@ -134,10 +141,9 @@ def add_product(acc0, acc1, weights, b0, b1, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def bias_log2(bias, b, h, start, keys, valid):
-    """The bias of the keys from `start` on, in units of log2, fp32 [keys]; 0 from key `valid` on."""
-    base = bias.ptr + b * bias.stride_b + h * bias.stride_h + start.to(tl.int64) * bias.stride_n
-    return tl.load(base + keys.to(tl.int64) * bias.stride_n, mask=keys < valid, other=0.0) * LOG2E
+def bias_log2(bias, keys, valid):
+    """The bias of a tile of keys, `bias` pointing to the first, in units of log2, fp32 [keys]; 0 from `valid` on."""
+    return tl.load(bias + keys, mask=keys < valid, other=0.0) * LOG2E
 
 
 @triton.jit

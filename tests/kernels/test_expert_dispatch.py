@@ -21,8 +21,8 @@ needs_compiler = pytest.mark.skipif(WHY_NOT is not None, reason=f"no C library: 
 WIDE_BACKENDS = ("reference", "torch")  # of any floating dtype
 BACKENDS = (*WIDE_BACKENDS, pytest.param("cpu", marks=needs_compiler))
 DTYPES = (torch.float32, torch.bfloat16)
-# Rows of each expert: some have none, one has one.
-COUNTS = ([0, 5, 1, 0, 9], [7], [0, 0], [3, 64, 20])
+# Rows of each expert: some have none, one has one; or all have as many.
+COUNTS = ([0, 5, 1, 0, 9], [7], [0, 0], [3, 64, 20], [6, 6, 6])
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -181,6 +181,9 @@ def test_the_flop_counter_counts_each_assignment_once() -> None:
     with counter:
         ours(index, offsets, "reference")(*inputs).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 5 * 2 * WIDTH * HIDDEN
+    with torch.no_grad(), counter:
+        ours(index, offsets, "reference")(*inputs)
+    assert counter.get_total_flops() == 2 * 5 * 2 * WIDTH * HIDDEN
 
 
 def test_the_backend_is_chosen_as_for_the_single_operations() -> None:
