@@ -130,7 +130,7 @@ def grid_of_density(density: float, full: Grid) -> Grid:
         raise ValueError(f"density is {density}; it must be over 0 and at most 1.")
     _check_sides("full", full)
     wanted = density * prod(full)
-    return min(_scaled_grids(full), key=lambda grid: (abs(log(prod(grid) / wanted)), -prod(grid)))
+    return min(_scaled_grids(full), key=lambda grid: abs(log(prod(grid) / wanted)))
 
 
 @lru_cache(maxsize=64)

@@ -10,12 +10,13 @@ import threading
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mezzotint.kernels.attention_backends import backend_module, chosen_backend
 from mezzotint.kernels.attention_check import check_arguments
-from mezzotint.kernels.direct_call import may_call_directly
+from mezzotint.kernels.direct_call import is_watched, may_call_directly
 from mezzotint.kernels.layout import BlockLayout
 
 _ran = threading.local()
@@ -44,6 +45,9 @@ def block_sparse_attention(
     check_arguments(q, k, v, layout, key_bias)
     name = chosen_backend(q, k, v, layout, key_bias=key_bias, return_lse=return_lse, backend=backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if name == "sdpa" and not return_lse and not is_watched():
+        _ran.name = name  # torch's own operation, whose autograd costs less than that of an operation in Python
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
     if may_call_directly(q, k, v, key_bias):
         _ran.name = name
         out, lse = backend_module(name).forward(q, k, v, layout, scale, key_bias)

@@ -9,14 +9,19 @@ from torch import Tensor
 
 
 def may_call_directly(*tensors: Tensor | None) -> bool:
-    """Whether the result is the same without the dispatcher: plain tensors, no gradient, no compilation, no functional
-    transform and no dispatch mode (FLOP counters, fake tensors, profilers of operations)."""
-    if torch.compiler.is_compiling():  # first: what follows cannot be traced
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
+    """Whether the result is the same without the dispatcher: plain tensors, no gradient, and nobody who watches."""
+    if is_watched():
         return False
     records = torch.is_grad_enabled()
     return all(x is None or (type(x) in _PLAIN and not (records and x.requires_grad)) for x in tensors)
+
+
+def is_watched() -> bool:
+    """Whether torch.compile traces, or a functional transform or a dispatch mode (a FLOP counter, fake tensors) is
+    on."""
+    if torch.compiler.is_compiling():  # first: what follows cannot be traced
+        return True
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack())
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -10,6 +10,10 @@ from dataclasses import dataclass, replace
 #: The kernels that loop over blocks.
 PASSES = ("forward", "dq", "dkdv")
 
+#: The side of a tile that a program of each keeps, and the one that it walks along.
+_OWNED = {"forward": "tile_q", "dq": "tile_q", "dkdv": "tile_k"}
+_LOOPED = {"forward": "tile_k", "dq": "tile_k", "dkdv": "tile_q"}
+
 #: Widest head that the kernels take, in channels.
 MAX_WIDTH = 256
 
@@ -89,34 +93,19 @@ def split_channels(width: int) -> tuple[int, int]:
     return (covering, 0) if first + second == covering else (first, second)
 
 
-#: (arch, pass) -> widest padded head dim of 2-byte elements -> tiles for blocks of 128. sm_80's entries stay below the
-#: 99 KB that the smaller chips of its family (sm_86, sm_89) and sm_120 give a program.
-HALF_PRECISION: dict[tuple[int, str], dict[int, TileConfig]] = {
+#: (arch, pass) -> widest padded head dim -> configurations for falling sizes of blocks, on the side that a program owns.
+Table = dict[tuple[int, str], dict[int, tuple[TileConfig, ...]]]
+
+#: For elements of 2 bytes. sm_80's entries stay below the 99 KB that the smaller chips of its family (sm_86, sm_89) and
+#: sm_120 give a program.
+HALF_PRECISION: Table = {
     (90, "forward"): {
-        80: TileConfig(128, 64, 4, 2),
-        128: TileConfig(128, 128, 8, 2),
-        256: TileConfig(128, 64, 8, 2),
+        80: (TileConfig(128, 64, 4, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
     },
-    (90, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(128, 32, 8, 2)},
-    (90, "dkdv"): {80: TileConfig(64, 128, 8, 2), 128: TileConfig(32, 128, 8, 2), 256: TileConfig(32, 64, 8, 2)},
-    (80, "forward"): {
-        64: TileConfig(128, 64, 4, 2),
-        80: TileConfig(64, 64, 4, 2),
-        128: TileConfig(128, 64, 8, 2),
-        256: TileConfig(64, 32, 4, 2),
-    },
-    (80, "dq"): {80: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(32, 32, 4, 2)},
-    (80, "dkdv"): {80: TileConfig(32, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 32, 8, 2)},
 }
 
-#: The same for fp32, whose products are exact ("ieee") and so run outside the tensor cores.
-FULL_PRECISION: dict[tuple[int, str], dict[int, TileConfig]] = {
-    (90, "forward"): {80: TileConfig(32, 32, 8, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(16, 16, 4, 1)},
-    (90, "dq"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
-    (90, "dkdv"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(16, 16, 4, 1)},
-    (80, "forward"): {80: TileConfig(32, 32, 8, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(16, 16, 4, 1)},
-    (80, "dq"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
-    (80, "dkdv"): {80: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 16, 4, 1), 256: TileConfig(32, 16, 4, 1)},
+#: For fp32, whose products are exact ("ieee") and so run outside the tensor cores.
+FULL_PRECISION: Table = {
 }
 
 
@@ -133,31 +122,32 @@ def table_arch(arch: int) -> int:
 
 
 def table_config(pass_name: str, arch: int, shape: KernelShape) -> TileConfig:
-    """The table's entry for a kernel, cut down to the layout's blocks."""
-    width = max(sum(split_channels(shape.head_dim)), sum(split_channels(shape.value_dim)))
-    entries = (FULL_PRECISION if shape.itemsize == 4 else HALF_PRECISION)[arch, pass_name]
-    return fit(pass_name, entries[min(limit for limit in entries if width <= limit)], shape)
-
-
-def fit(pass_name: str, config: TileConfig, shape: KernelShape) -> TileConfig:
-    """The same configuration with tiles no larger than the layout's blocks, and no more warps than the cut leaves rows.
-
-    Warps split the side that a program owns (queries, or keys for dkdv); a warp's matrix instruction takes 16 rows of
-    it. wgmma takes four warps and 64 rows together, so 64 rows keep four warps.
-    """
-    tile_q, tile_k = min(config.tile_q, shape.block_q), min(config.tile_k, shape.block_k)
-    before, after = (config.tile_k, tile_k) if pass_name == "dkdv" else (config.tile_q, tile_q)
-    num_warps = config.num_warps if after == before else min(config.num_warps, after // MIN_TILE)
-    return replace(config, tile_q=tile_q, tile_k=tile_k, num_warps=num_warps)
+    """The table's entry for a kernel: its tiles are the layout's blocks, or divide them."""
+    return _cut(pass_name, _entries(pass_name, arch, shape)[0], shape)
 
 
 def candidates(pass_name: str, arch: int, shape: KernelShape) -> tuple[TileConfig, ...]:
-    """What autotuning times, the table's entry first: more and fewer stages, and each side of the tile halved."""
-    first = table_config(pass_name, arch, shape)
-    rows, looped = ("tile_k", "tile_q") if pass_name == "dkdv" else ("tile_q", "tile_k")
+    """What autotuning times, the table's entry first: more and fewer stages, a looped side of half and of twice the
+    tokens, and the entry for smaller blocks."""
+    entries = _entries(pass_name, arch, shape)
+    first, looped = _cut(pass_name, entries[0], shape), _LOOPED[pass_name]
     others = [replace(first, num_stages=first.num_stages + step) for step in (1, -1) if first.num_stages + step >= 1]
-    if getattr(first, looped) >= 2 * MIN_TILE:
-        others.append(replace(first, **{looped: getattr(first, looped) // 2}))
-    if getattr(first, rows) >= 2 * MIN_TILE and first.num_warps > 1:
-        others.append(replace(first, **{rows: getattr(first, rows) // 2, "num_warps": first.num_warps // 2}))
-    return (first, *others)
+    for size in (getattr(first, looped) // 2, getattr(first, looped) * 2):
+        if MIN_TILE <= size <= getattr(shape, looped.replace("tile", "block")):
+            others.append(replace(first, **{looped: size}))
+    return (first, *others, *(_cut(pass_name, entry, shape) for entry in entries[1:2]))
+
+
+def _entries(pass_name: str, arch: int, shape: KernelShape) -> tuple[TileConfig, ...]:
+    """The table's entries whose owned side fits a block, the largest first."""
+    width = max(sum(split_channels(shape.head_dim)), sum(split_channels(shape.value_dim)))
+    by_width = (FULL_PRECISION if shape.itemsize == 4 else HALF_PRECISION)[arch, pass_name]
+    entries = by_width[min(limit for limit in by_width if width <= limit)]
+    owned = _OWNED[pass_name]
+    return tuple(entry for entry in entries if getattr(entry, owned) <= getattr(shape, owned.replace("tile", "block")))
+
+
+def _cut(pass_name: str, config: TileConfig, shape: KernelShape) -> TileConfig:
+    """The same configuration with a looped side no larger than the layout's blocks."""
+    looped = _LOOPED[pass_name]
+    return replace(config, **{looped: min(getattr(config, looped), getattr(shape, looped.replace("tile", "block")))})

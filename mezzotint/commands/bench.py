@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mezzotint.kernels.attention_benchmark import Row, Sweep
     from mezzotint.kernels.operations_benchmark import Measured
 
+WIDE = 240
+
 app = typer.Typer(help="Measure the kernels on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -287,8 +289,8 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to keep to
-        console = Console(width=max(console.width, console.measure(table).maximum))
+    if not console.is_terminal:  # a file or a pipe has no width to keep to, and a table takes no more than it needs
+        console = Console(width=WIDE)
     console.print(table)
 
 

@@ -71,6 +71,7 @@ def test_a_pipeline_keeps_its_other_parts(tmp_path: Path) -> None:
         num_attention_heads=2, attention_head_dim=12, num_layers=3, sample_size=8, num_embeds_ada_norm=7
     )
     dense.save_pretrained(source / "transformer")
+    (source / "transformer" / "older.safetensors").write_bytes(b"left over")
     (source / "scheduler").mkdir()
     (source / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 1000}')
     index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"]}
@@ -80,6 +81,7 @@ def test_a_pipeline_keeps_its_other_parts(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "ClassDiT in 1 + 1x[1,0,1,0] + 0" in done.stdout
     assert sorted(p.name for p in out.iterdir()) == ["model_index.json", "scheduler", "transformer"]
+    assert not (out / "transformer" / "older.safetensors").exists()
     written = json.loads((out / "model_index.json").read_text())
     assert written == index | {"transformer": ["mezzotint.dit.class_dit", "ClassDiT"]}
     assert ClassDiT.from_pretrained(out / "transformer").config.segments == LAYOUT

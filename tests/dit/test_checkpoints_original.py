@@ -97,6 +97,13 @@ def test_latte_without_classes_takes_no_label() -> None:
         module(x, t, y)
 
 
+@torch.no_grad()
+def test_positions_are_those_of_the_checkpoint() -> None:
+    given = fixture("dit")
+    moved = from_original("dit", given.config, given.state | {"pos_embed": given.state["pos_embed"] * 2})
+    assert (moved(*given.inputs) - given.outputs["out"]).abs().max() > 1e-3
+
+
 def test_a_missing_label_is_refused() -> None:
     given = fixture("dit")
     with pytest.raises(ValueError, match="class_labels is None; this network needs a label"):

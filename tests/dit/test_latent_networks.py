@@ -10,6 +10,7 @@ from mezzotint.dit.class_dit import ClassDiT
 from mezzotint.dit.latent_config import ClassDiTConfig, PixArtConfig, VideoDiTConfig
 from mezzotint.dit.latent_network import LatentNetwork
 from mezzotint.dit.pixart import PixArt
+from mezzotint.dit.surroundings import Surroundings
 from mezzotint.dit.video_dit import VideoDiT
 
 SMALL = {"sample_size": 16, "hidden_size": 24, "num_layers": 6, "num_heads": 2, "segments": "1 + 1x[1,1,1,1] + 1"}
@@ -97,7 +98,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind: str) -> None:
         made = network(kind).train()
         if checkpointing:
             made.enable_gradient_checkpointing()
+        runs: list[int] = []
+        made.blocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         made(*inputs(kind), grid=(3, 4)).square().sum().backward()
+        assert len(runs) == 1 + checkpointing
         gradients.append({name: p.grad for name, p in made.named_parameters() if p.requires_grad})
     assert all(grad is not None for grad in gradients[0].values())
     for name, plain in gradients[0].items():
@@ -130,6 +134,9 @@ def test_a_fresh_network_returns_zero_and_freezes_its_positions(kind: str) -> No
     made = {"class": ClassDiT, "video": VideoDiT, "pixart": PixArt}[kind](**SMALL | more, **(
         {"text_size": 10} if kind == "pixart" else {}))
     assert made(*inputs(kind), grid=(3, 4)).abs().max() == 0
+    if kind != "pixart":
+        tokens, frames = torch.randn(2, 3 * 64, 24), 3 if kind == "video" else 1
+        assert torch.equal(made.blocks[0](tokens, torch.randn(2, 24), Surroundings(frames=frames)), tokens)
     frozen = {name for name, p in made.named_parameters() if not p.requires_grad}
     assert frozen == {"positions", "frame_positions"} & {name for name, _ in made.named_parameters()}
 

@@ -122,7 +122,10 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         network = grown(SMALL).train()
         if checkpointing:
             network.enable_gradient_checkpointing()
+        runs: list[int] = []
+        network.blocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         network(*inputs(), grid=(3, 4)).square().sum().backward()
+        assert len(runs) == 1 + checkpointing
         gradients.append([p.grad for p in network.parameters()])
     assert all(g is not None for g in gradients[0])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -140,7 +143,10 @@ def test_a_saved_network_comes_back_whole(tmp_path: Path) -> None:
 
 def test_a_fresh_network_returns_zero() -> None:
     torch.manual_seed(0)
-    assert DiT(**asdict(SMALL))(*inputs(), grid=(3, 4)).abs().max() == 0
+    network = DiT(**asdict(SMALL))
+    assert network(*inputs(), grid=(3, 4)).abs().max() == 0
+    assert torch.equal(network.blocks[3].merge.from_dense.weight, torch.eye(32))
+    assert not network.blocks[3].merge.from_sparse.weight.any()
 
 
 @torch.no_grad()
