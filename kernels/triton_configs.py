@@ -1,18 +1,15 @@
 """Which tiles, warps and stages each Triton kernel runs with, by architecture, element size and head dim.
 
-The table was chosen by the compile report (compile_report.py: no spills, shared memory within the device's, CTAs an SM)
-and is where every run starts; on a GPU the launcher times `candidates` once and keeps the fastest. Tiles are the
-layout's blocks or subdivide them, so one entry serves all block sizes: `fit` cuts it down.
+The table was chosen by the compile report (compile_report.py): each entry compiles without spilled registers and within
+the device's shared memory, with every combination of features, for all head dims and blocks that it serves. It is where
+every run starts; on a GPU the launcher times `candidates` once and keeps the fastest that does not spill. Tiles are the
+layout's blocks or divide them.
 """
 
 from dataclasses import dataclass, replace
 
 #: The kernels that loop over blocks.
 PASSES = ("forward", "dq", "dkdv")
-
-#: The side of a tile that a program of each keeps, and the one that it walks along.
-_OWNED = {"forward": "tile_q", "dq": "tile_q", "dkdv": "tile_k"}
-_LOOPED = {"forward": "tile_k", "dq": "tile_k", "dkdv": "tile_q"}
 
 #: Widest head that the kernels take, in channels.
 MAX_WIDTH = 256
@@ -26,10 +23,16 @@ MIN_TILE = 16
 
 @dataclass(frozen=True, slots=True)
 class TileConfig:
-    """One way to run a kernel: query and key tokens a tile, warps a program, stages of the load pipeline."""
+    """One way to run a kernel.
 
-    tile_q: int
-    tile_k: int
+    Args:
+        rows: tokens that a program owns and writes: queries, or keys for dkdv.
+        turn: tokens of the other side that it takes in one turn of its loop.
+        num_warps: of a program. num_stages: of the load pipeline.
+    """
+
+    rows: int
+    turn: int
     num_warps: int
     num_stages: int
 
@@ -61,13 +64,19 @@ class KernelShape:
     masked: bool = False
     upcast: bool = False
 
-    def constants(self, config: TileConfig) -> dict[str, int | bool]:
-        """The kernels' compile-time arguments."""
+    def blocks(self, pass_name: str) -> tuple[int, int]:
+        """Tokens of a block on the side that a program of the pass owns, and on the side that it loops over."""
+        return (self.block_k, self.block_q) if pass_name == "dkdv" else (self.block_q, self.block_k)
+
+    def constants(self, pass_name: str, config: TileConfig) -> dict[str, int | bool]:
+        """A kernel's compile-time arguments."""
         (d0, d1), (v0, v1) = split_channels(self.head_dim), split_channels(self.value_dim)
+        tile_q, tile_k = (config.turn, config.rows) if pass_name == "dkdv" else (config.rows, config.turn)
         return {
             "GROUP": self.group, "D": self.head_dim, "D0": d0, "D1": d1, "V": self.value_dim, "V0": v0, "V1": v1,
-            "BLOCK_Q": self.block_q, "BLOCK_K": self.block_k, "TILE_Q": config.tile_q, "TILE_K": config.tile_k,
-            "RAGGED_Q": self.ragged_q, "RAGGED_K": self.ragged_k, "UNIT": VECTOR_BYTES // self.itemsize, "UPCAST": self.upcast,
+            "BLOCK_Q": self.block_q, "BLOCK_K": self.block_k, "TILE_Q": tile_q, "TILE_K": tile_k,
+            "RAGGED_Q": self.ragged_q, "RAGGED_K": self.ragged_k, "UNIT": VECTOR_BYTES // self.itemsize,
+            "UPCAST": self.upcast,
         }  # fmt: skip
 
 
@@ -93,7 +102,7 @@ def split_channels(width: int) -> tuple[int, int]:
     return (covering, 0) if first + second == covering else (first, second)
 
 
-#: (arch, pass) -> widest padded head dim -> configurations for falling sizes of blocks, on the side that a program owns.
+#: (arch, pass) -> widest padded head dim -> configurations, by falling rows: the first whose rows a block holds counts.
 Table = dict[tuple[int, str], dict[int, tuple[TileConfig, ...]]]
 
 #: For elements of 2 bytes. sm_80's entries stay below the 99 KB that the smaller chips of its family (sm_86, sm_89) and
@@ -101,11 +110,47 @@ Table = dict[tuple[int, str], dict[int, tuple[TileConfig, ...]]]
 HALF_PRECISION: Table = {
     (90, "forward"): {
         80: (TileConfig(128, 64, 4, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
+        128: (TileConfig(128, 128, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 32, 1, 2)),
+        256: (TileConfig(128, 64, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
+    },
+    (90, "dq"): {
+        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
+        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
+        256: (TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
+    },
+    (90, "dkdv"): {
+        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
+        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 16, 2, 2), TileConfig(16, 16, 1, 2)),
+        256: (TileConfig(64, 32, 8, 2), TileConfig(32, 32, 8, 2), TileConfig(16, 16, 8, 2)),
+    },
+    (80, "forward"): {
+        64: (TileConfig(128, 64, 4, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
+        80: (TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
+        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 32, 1, 2)),
+        256: (TileConfig(64, 32, 4, 2), TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
+    },
+    (80, "dq"): {
+        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
+        128: (TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
+        256: (TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
+    },
+    (80, "dkdv"): {
+        80: (TileConfig(128, 32, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
+        128: (TileConfig(64, 64, 8, 2), TileConfig(32, 16, 2, 2), TileConfig(16, 16, 1, 2)),
+        256: (TileConfig(32, 32, 8, 2), TileConfig(16, 16, 8, 2)),
     },
 }
 
 #: For fp32, whose products are exact ("ieee") and so run outside the tensor cores.
 FULL_PRECISION: Table = {
+    **{
+        (arch, "forward"): {
+            80: (TileConfig(32, 32, 8, 1), TileConfig(16, 32, 4, 1)),
+            128: (TileConfig(32, 16, 4, 1), TileConfig(16, 16, 4, 1)),
+            256: (TileConfig(16, 16, 4, 1),),
+        }
+        for arch in (90, 80)
+    },
 }
 
 
@@ -123,31 +168,25 @@ def table_arch(arch: int) -> int:
 
 def table_config(pass_name: str, arch: int, shape: KernelShape) -> TileConfig:
     """The table's entry for a kernel: its tiles are the layout's blocks, or divide them."""
-    return _cut(pass_name, _entries(pass_name, arch, shape)[0], shape)
+    return _cut(_entries(pass_name, arch, shape)[0], pass_name, shape)
 
 
 def candidates(pass_name: str, arch: int, shape: KernelShape) -> tuple[TileConfig, ...]:
-    """What autotuning times, the table's entry first: more and fewer stages, a looped side of half and of twice the
-    tokens, and the entry for smaller blocks."""
-    entries = _entries(pass_name, arch, shape)
-    first, looped = _cut(pass_name, entries[0], shape), _LOOPED[pass_name]
+    """What autotuning times, the table's entry first: more and fewer stages, half and twice the tokens a turn, and the
+    entry for smaller blocks."""
+    first, *smaller = (_cut(entry, pass_name, shape) for entry in _entries(pass_name, arch, shape)[:2])
     others = [replace(first, num_stages=first.num_stages + step) for step in (1, -1) if first.num_stages + step >= 1]
-    for size in (getattr(first, looped) // 2, getattr(first, looped) * 2):
-        if MIN_TILE <= size <= getattr(shape, looped.replace("tile", "block")):
-            others.append(replace(first, **{looped: size}))
-    return (first, *others, *(_cut(pass_name, entry, shape) for entry in entries[1:2]))
+    turns = [turn for turn in (first.turn // 2, first.turn * 2) if MIN_TILE <= turn <= shape.blocks(pass_name)[1]]
+    return (first, *others, *(replace(first, turn=turn) for turn in turns), *smaller)
 
 
-def _entries(pass_name: str, arch: int, shape: KernelShape) -> tuple[TileConfig, ...]:
-    """The table's entries whose owned side fits a block, the largest first."""
+def _entries(pass_name: str, arch: int, shape: KernelShape) -> list[TileConfig]:
+    """The table's entries whose rows a block holds, the largest first."""
     width = max(sum(split_channels(shape.head_dim)), sum(split_channels(shape.value_dim)))
     by_width = (FULL_PRECISION if shape.itemsize == 4 else HALF_PRECISION)[arch, pass_name]
     entries = by_width[min(limit for limit in by_width if width <= limit)]
-    owned = _OWNED[pass_name]
-    return tuple(entry for entry in entries if getattr(entry, owned) <= getattr(shape, owned.replace("tile", "block")))
+    return [entry for entry in entries if entry.rows <= shape.blocks(pass_name)[0]]
 
 
-def _cut(pass_name: str, config: TileConfig, shape: KernelShape) -> TileConfig:
-    """The same configuration with a looped side no larger than the layout's blocks."""
-    looped = _LOOPED[pass_name]
-    return replace(config, **{looped: min(getattr(config, looped), getattr(shape, looped.replace("tile", "block")))})
+def _cut(config: TileConfig, pass_name: str, shape: KernelShape) -> TileConfig:
+    return replace(config, turn=min(config.turn, shape.blocks(pass_name)[1]))

@@ -162,11 +162,10 @@ def _launch(pass_name: str, kernel: Any, shape: KernelShape, layout: BlockLayout
     q = arguments["q_ptr"]
 
     def run(config: TileConfig) -> Any:
-        num_tiles = layout.num_q_blocks * (layout.block_q // config.tile_q)
-        if pass_name == "dkdv":
-            num_tiles = layout.num_k_blocks * (layout.block_k // config.tile_k)
+        blocks = layout.num_k_blocks if pass_name == "dkdv" else layout.num_q_blocks
+        num_tiles = blocks * (shape.blocks(pass_name)[0] // config.rows)
         programs, options = q.shape[0] * q.shape[1] * num_tiles, (config.num_warps, config.num_stages)
-        return _run(kernel, programs, *options, **arguments, num_tiles=num_tiles, **shape.constants(config))
+        return _run(kernel, programs, *options, **arguments, num_tiles=num_tiles, **shape.constants(pass_name, config))
 
     try:
         run(pick_config(pass_name, shape, q, run))
