@@ -42,3 +42,14 @@ def measure_machine_kind() -> MachineKind:
         linear_gflops=2 * 4096 * 1152 * 1152 / seconds["linear"] / 1e9,
         sdpa_gflops=4 * 16 * 1024 * 1024 * 72 / seconds["sdpa"] / 1e9,
     )
+
+
+def describe_device(device: torch.device) -> dict[str, str | int | float]:
+    """What a measurement was taken on, for JSON: a GPU by its name, a CPU by its kind and what it follows from."""
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
+    kind = measure_machine_kind()
+    return {
+        "type": "cpu", "kind": kind.kind, "threads": kind.threads, "linear_bf16_gflops": round(kind.linear_gflops),
+        "sdpa_bf16_gflops": round(kind.sdpa_gflops), "ratio": round(kind.ratio, 2),
+    }

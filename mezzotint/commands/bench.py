@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.commands.bench_density import density
+from mezzotint.commands.report import print_json, print_rows
+
 if TYPE_CHECKING:
     import torch
 
     from mezzotint.kernels.attention_benchmark import Row, Sweep
     from mezzotint.kernels.operations_benchmark import Measured
 
-WIDE = 240
-
 app = typer.Typer(help="Measure the kernels on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.command()(density)
 
 
 @app.command()
@@ -49,7 +51,7 @@ def attention(
         fail(f'the package {error.name} is missing; the chart needs pip install "mezzotint[train]".')
     except ValueError as error:
         fail(str(error))
-    _print_json(report) if json else _print_table(report)
+    print_json(report) if json else _print_table(report)
 
 
 @app.command()
@@ -82,7 +84,7 @@ def kernels(
             report = _operations_report(tokens, width, dtype, experts, capacity, forward_only, _device(device))
         except ValueError as error:
             fail(str(error))
-        _print_json(report) if json else _print_operations(report)
+        print_json(report) if json else _print_operations(report)
         return
     if importlib.util.find_spec("triton") is None:
         fail("the package triton is missing; it runs on Linux only.")
@@ -94,9 +96,9 @@ def kernels(
     rows = compile_all()
     broken = limits(rows)
     if json:
-        _print_json({"rows": [asdict(row) for row in rows], "broken": broken})
+        print_json({"rows": [asdict(row) for row in rows], "broken": broken})
     else:
-        _print_rows("Compiled without a GPU", [asdict(row) for row in rows])
+        print_rows("Compiled without a GPU", [asdict(row) for row in rows])
     if broken:
         fail(" ".join(broken))
 
@@ -159,11 +161,12 @@ def _attention_report(sweep: "Sweep", device: "torch.device") -> dict[str, Any]:
     from tqdm import tqdm
 
     from mezzotint.kernels.attention_benchmark import points, run_sweep
+    from mezzotint.kernels.machine_kind import describe_device
 
     total = len(points(sweep)) * len(sweep.passes)
     progress = tqdm(run_sweep(sweep, device), total=total, unit="point", disable=not sys.stderr.isatty())
     rows = [_row(row) for row in progress]
-    return {"rows": rows, "device": _described(device)}
+    return {"rows": rows, "device": describe_device(device)}
 
 
 def _row(row: "Row") -> dict[str, Any]:
@@ -174,20 +177,6 @@ def _row(row: "Row") -> dict[str, Any]:
     return {**values, "over_sdpa": row.over_sdpa, "over_flex": row.over_flex}
 
 
-def _described(device: "torch.device") -> dict[str, Any]:
-    import torch
-
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    from mezzotint.kernels.machine_kind import measure_machine_kind
-
-    kind = measure_machine_kind()
-    return {
-        "type": "cpu", "kind": kind.kind, "threads": kind.threads, "linear_bf16_gflops": round(kind.linear_gflops),
-        "sdpa_bf16_gflops": round(kind.sdpa_gflops), "ratio": round(kind.ratio, 2),
-    }
-
-
 def _operations_report(
     tokens: str, width: str, dtype: str, experts: int, capacity: str, forward_only: bool, device: "torch.device"
 ) -> dict[str, Any]:
@@ -196,6 +185,7 @@ def _operations_report(
     from tqdm import tqdm
 
     from mezzotint.kernels.attention_benchmark import PASSES
+    from mezzotint.kernels.machine_kind import describe_device
     from mezzotint.kernels.operations_benchmark import OperationsSweep, num_points, run_operations
     from mezzotint.training.memory import keep_freed_memory
 
@@ -207,7 +197,7 @@ def _operations_report(
     keep_freed_memory()  # as in training: with page faults at every result, those are what is compared
     progress = tqdm(run_operations(sweep, device), total=num_points(sweep), unit="point",
                     disable=not sys.stderr.isatty())
-    return {"rows": [_operation_row(row) for row in progress], "device": _described(device)}
+    return {"rows": [_operation_row(row) for row in progress], "device": describe_device(device)}
 
 
 def _operation_row(row: "Measured") -> dict[str, Any]:
@@ -231,7 +221,7 @@ def _print_operations(report: dict[str, Any]) -> None:
             }
             for row in report["rows"] if row["operation"] == operation
         ]
-        _print_rows(f"{operation} on {described}", rows)
+        print_rows(f"{operation} on {described}", rows)
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
@@ -264,37 +254,10 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _print_json(report: dict[str, Any]) -> None:
-    import json
-
-    print(json.dumps(report, ensure_ascii=False))
-
-
 def _print_table(report: dict[str, Any]) -> None:
     shown = ("tokens", "head_dim", "dtype", "density", "pass", "backend", "ours_s", "sdpa_s", "flex_s", "over_sdpa",
              "over_flex")
     rows = [{key: row[key] for key in shown} for row in report["rows"]]
-    _print_rows(f"Attention on {', '.join(f'{k} {v}' for k, v in report['device'].items())}", rows)
+    print_rows(f"Attention on {', '.join(f'{k} {v}' for k, v in report['device'].items())}", rows)
     for reason in sorted({r["flex_reason"] for r in report["rows"] if r["flex_reason"]}):
         print(f"no figure of FlexAttention: {reason}")
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for key in rows[0] if rows else ():
-        table.add_column(key)
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to keep to, and a table takes no more than it needs
-        console = Console(width=WIDE)
-    console.print(table)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.commands.report import print_json
+
 if TYPE_CHECKING:
     from mezzotint.sampling.hub import LoadedModel
     from mezzotint.sampling.pipeline import Pipeline
@@ -42,7 +44,7 @@ def evaluate(
         fail(f'the package {error.name} is missing; evaluation needs pip install "mezzotint[train]".')
     except (OSError, ValueError) as error:
         fail(str(error))
-    _print_json(report) if json else _print_table(report)
+    print_json(report) if json else _print_table(report)
 
 
 def _check_sheet(sheet: Path | None) -> None:
@@ -140,12 +142,6 @@ def _save_sheet(result: "Evaluation", path: Path) -> None:
         for label, nearest in zip(result.labels, result.ranked, strict=True)
     ][:SHEET_PICTURES]
     picture_grid(result.images[: len(captions)], captions, caption_lines=3).save(path)
-
-
-def _print_json(report: dict[str, Any]) -> None:
-    import json
-
-    print(json.dumps(report, ensure_ascii=False))
 
 
 def _print_table(report: dict[str, Any]) -> None:
