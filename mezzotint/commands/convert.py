@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.commands.report import print_json
+
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
@@ -37,7 +39,7 @@ def convert(
             report = _convert(folder, str(layout), output, heads)
     except (ValueError, OSError) as error:
         fail(str(error))
-    _print_json(report) if json else _print_text(report)
+    print_json(report) if json else _print_text(report)
 
 
 def _source_folder(source: str) -> Path:
@@ -103,12 +105,6 @@ def _copy_pipeline(cut: "ModelMixin", pipeline: Path, target: Path) -> None:
         index = read_json(pipeline / "model_index.json")
         index["transformer"] = [type(cut).__module__, type(cut).__name__]
         (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _print_json(report: dict[str, Any]) -> None:
-    import json
-
-    print(json.dumps(report))
 
 
 def _print_text(report: dict[str, Any]) -> None:

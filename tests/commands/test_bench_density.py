@@ -1,6 +1,7 @@
 """`mezzotint bench density`: its arguments, and the rows of a network small enough to time in a test."""
 
 import json
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -52,7 +53,8 @@ def test_our_dense_side_computes_what_diffusers_does() -> None:
 
 @pytest.mark.usefixtures("_small")
 def test_one_object_is_printed() -> None:
-    result = CliRunner().invoke(app, ["bench", "density", "--pixels", "256", "--steps", "4", "--dtype", "fp32", "--json"])
+    asked = ["--pixels", "256", "--steps", "4", "--dtype", "fp32", "--json"]
+    result = CliRunner().invoke(app, ["bench", "density", *asked])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert {"model", "pixels", "density", "dtype", "macs", "ours_s", "diffusers_s", "speedup"} <= set(report["rows"][0])
