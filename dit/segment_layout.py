@@ -132,7 +132,7 @@ LAYOUTS: dict[str, LayoutPreset] = {
     "latte-xl-256": _preset("1 + 2x[1,3,1,1] + 1", "our choice, over 14 pairs of a spatial and a temporal block"),
     "pixart-alpha-256": _preset("2 + 4x[1,3,1,1] + 2", "our choice: it fits the 91.62 GMAC that the paper reports"),
     "pixart-alpha-512": _preset("2 + 4x[1,3,1,1] + 2", "our choice: as at 256 pixels"),
-    "emoji-256": _preset("1 + 2x[1,2,1,1] + 1", "our choice: DiT-B's, of the same depth"),
+    "emoji-256": _preset("1 + 2x[1,3,1,0] + 1", "our choice: text stays whole, so DiT-B's would save too little"),
 }
 """Layouts by name of network and picture size. Where no layout was published, the choice follows the paper's ablations:
 one or two pooling blocks (none makes training diverge), and two or more modules (one diverges)."""
