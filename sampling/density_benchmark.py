@@ -8,6 +8,7 @@ arithmetic, the same for all sides and a few milliseconds, is left out.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -58,8 +59,10 @@ def measure_density(pixels: int, num_steps: int, dtype: torch.dtype, device: tor
     schedule = DensitySchedule(r_min=SCHEDULES[pixels][0], r_max=SCHEDULES[pixels][1])
     grids = Counter(schedule.step_grids(num_steps, dense.shape.own_grid))
     seconds = _time(theirs, dense, sparse, list(grids), device)
-    both = {"model": "DiT-XL/2", "pixels": pixels, "dtype": str(dtype).removeprefix("torch."), "num_steps": num_steps,
-            "diffusers_s": seconds["diffusers"] * num_steps}
+    both: dict[str, Any] = {
+        "model": "DiT-XL/2", "pixels": pixels, "dtype": str(dtype).removeprefix("torch."), "num_steps": num_steps,
+        "diffusers_s": seconds["diffusers"] * num_steps,
+    }
     yield DensityRow(**both, density="dense", macs=_macs(dense, None) * num_steps, ours_s=seconds["dense"] * num_steps)
     yield DensityRow(
         **both, density=f"{schedule.r_min:g}-{schedule.r_max:g}",
@@ -70,7 +73,7 @@ def measure_density(pixels: int, num_steps: int, dtype: torch.dtype, device: tor
 
 def _macs(network: ClassDiT, grid: Grid | None) -> int:
     """Multiply-adds of one guided pass."""
-    return 2 * latent_flops(network.shape, network.shape.own_grid, grid, as_published=True) // 2
+    return latent_flops(network.shape, network.shape.own_grid, grid, as_published=True)  # two passes, half their FLOPs
 
 
 def _random_diffusers_dit(
@@ -109,5 +112,4 @@ def _time(
     }
     for grid in grids:
         calls[str(grid)] = lambda grid=grid: sparse(x, t, labels, grid)  # type: ignore[misc]
-    with torch.no_grad():
-        return interleaved_medians(calls, device, rounds=5)
+    return interleaved_medians(calls, device, rounds=5)
