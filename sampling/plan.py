@@ -18,12 +18,14 @@ class StepPlan:
     """One denoising step: noise time t (0 = data, 1 = noise), token grid, and whether guidance runs.
 
     sparse_grid: the grid of the tokens in the sparse segments; None for a network without segments.
+    flops: of one picture, the guidance's pass included.
     """
 
     t: float
     grid: Grid
     guided: bool
-    sparse_grid: Grid | None = None
+    sparse_grid: Grid | None
+    flops: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +60,15 @@ def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
     guided = (card.guidance_scale if request.guidance_scale is None else request.guidance_scale) != 1
     times = noise_times(request.num_inference_steps, card.time_shift)
     sparse = sparse_grids(card.config, card.name, request.density, len(times), grid)
+    passes = 2 if guided else 1
+    flops = {cells: passes * forward_flops(card.config, grid, sparse_grid=cells) for cells in set(sparse)}
     steps = tuple(
-        StepPlan(t=t, grid=grid, guided=guided, sparse_grid=cells) for t, cells in zip(times, sparse, strict=True)
+        StepPlan(t=t, grid=grid, guided=guided, sparse_grid=cells, flops=flops[cells])
+        for t, cells in zip(times, sparse, strict=True)
     )
-    a_pass = {cells: forward_flops(card.config, grid, sparse_grid=cells) for cells in set(sparse)}
-    a_picture = sum(a_pass[step.sparse_grid] * (2 if step.guided else 1) for step in steps)
-    return Plan(steps=steps, num_images=request.num_images, flops=a_picture * request.num_images)
+    return Plan(
+        steps=steps, num_images=request.num_images, flops=sum(step.flops for step in steps) * request.num_images
+    )
 
 
 def sparse_grids(

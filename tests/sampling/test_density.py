@@ -88,6 +88,8 @@ def test_a_network_without_segments_takes_full_only(card: ModelCard, density: st
 def test_the_price_is_that_of_each_steps_grid(cut: ModelCard) -> None:
     one, two, three = (forward_flops(cut.config, (16, 16), sparse_grid=(g, g)) for g in (6, 8, 9))
     by_hand = one + one + two + three
+    plan = make_plan(ask(density="fast"), cut)
+    assert [step.flops for step in plan.steps] == [2 * one, 2 * one, 2 * two, 2 * three]
     assert make_plan(ask(density="fast", guidance_scale=1), cut).flops == by_hand
     assert make_plan(ask(density="fast", guidance_scale=3, num_images=2), cut).flops == 4 * by_hand
     full = forward_flops(cut.config, (16, 16))
