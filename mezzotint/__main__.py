@@ -8,6 +8,7 @@ from mezzotint.commands.evaluate import evaluate
 from mezzotint.commands.export import export
 from mezzotint.commands.generate import generate
 from mezzotint.commands.models import models
+from mezzotint.commands.plan import plan
 from mezzotint.commands.up import up
 from mezzotint.commands.worker import worker
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (up, generate, worker, models, evaluate, export, convert):
+for command in (up, generate, plan, worker, models, evaluate, export, convert):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

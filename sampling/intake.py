@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mezzotint.sampling.catalog import find_model
+from mezzotint.sampling.density_presets import FULL
 from mezzotint.sampling.plan import Plan, make_plan
 from mezzotint.sampling.request import MAX_IMAGES, MAX_SEED, GenerateRequest, parse_request
 
@@ -25,6 +26,7 @@ def _defaults(request: GenerateRequest, guidance_scale: float, sample_size: int)
         "width": sample_size,
         "height": sample_size,
         "guidance_scale": guidance_scale,
+        "density": FULL,
         "seed": secrets.randbelow(MAX_SEED - MAX_IMAGES + 1),
     }
     return {name: value for name, value in defaults.items() if getattr(request, name) is None}

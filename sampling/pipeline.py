@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from mezzotint.dit.config import DiTConfig
+from mezzotint.dit.density import Grid
 from mezzotint.dit.model import DiT
 from mezzotint.sampling.catalog import find_model
 from mezzotint.sampling.guidance import guide
-from mezzotint.sampling.plan import noise_times
+from mezzotint.sampling.plan import noise_times, sparse_grids
 from mezzotint.sampling.precision import fastest_dtype
 from mezzotint.sampling.quiet_loading import quiet_loading
 from mezzotint.sampling.request import MAX_IMAGES, MAX_SEED, RequestError
@@ -95,6 +96,7 @@ class Pipeline(DiffusionPipeline):
         num_images: int = 1,
         callback: StepCallback | None = None,
         batch_size: int = 1,
+        density: str | None = None,
     ) -> PipelineOutput:
         """Draw `num_images` pictures of each prompt.
 
@@ -103,6 +105,8 @@ class Pipeline(DiffusionPipeline):
         callback: see StepCallback; what it raises ends the drawing (a cancel, say).
         batch_size: pictures in one pass of the network. With 1 a picture is the same to the last bit whatever
             else is drawn with it; larger batches are faster, and round differently in bf16.
+        density: how many tokens a model with segments keeps: "full" (also None), "balanced", "fast", or a pair of
+            pruning rates such as "0.61-0.86".
         Raises RequestError naming the argument, its value and its range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -111,10 +115,11 @@ class Pipeline(DiffusionPipeline):
         size = _size(shape, height or shape.sample_size, width or shape.sample_size)
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        grids = sparse_grids(shape, "this model", density, steps, shape.grid(*size))
         seeds = _seeds(seed, len(prompts))
         text = self._encode(prompts, negative_prompt or "", guided=scale != 1)
         noise = torch.stack([self._noise(s, size) for s in seeds])
-        pictures = self._denoise(noise, text, steps, scale, callback, batch_size)
+        pictures = self._denoise(noise, text, grids, scale, callback, batch_size)
         warnings = _cut_warnings(prompts, text.lengths[: len(prompts)], shape.max_text_tokens)
         return PipelineOutput(images=to_images(pictures), seeds=seeds, warnings=warnings)
 
@@ -130,29 +135,32 @@ class Pipeline(DiffusionPipeline):
         return torch.randn(shape.in_channels, *size, generator=generator) * shape.noise_scale
 
     def _denoise(
-        self, noise: Tensor, text: EncodedText, num_steps: int, scale: float, callback: StepCallback | None,
-        batch_size: int,
+        self, noise: Tensor, text: EncodedText, grids: Sequence[Grid | None], scale: float,
+        callback: StepCallback | None, batch_size: int,
     ) -> Tensor:
-        x = noise.to(self.device)
+        """Pictures [B, c, H, W]; `grids` holds the sparse grid of each step."""
+        x, num_steps = noise.to(self.device), len(grids)
         # Even times: the scheduler shifts them itself.
         self.scheduler.set_timesteps(sigmas=noise_times(num_steps), device=self.device)
         for step, timestep in enumerate(self.scheduler.timesteps):
             t = timestep / self.scheduler.config.num_train_timesteps
             batches = torch.arange(len(x)).split(batch_size)
-            prediction = torch.cat([self._predict(x, t, text, scale, rows) for rows in batches])
+            prediction = torch.cat([self._predict(x, t, text, scale, rows, grids[step]) for rows in batches])
             clean, velocity = self._clean_and_velocity(prediction, x, t)
             x = self.scheduler.step(velocity, timestep, x, return_dict=False)[0]
             if callback is not None:
                 callback(step + 1, num_steps, clean)
         return x
 
-    def _predict(self, x: Tensor, t: Tensor, text: EncodedText, scale: float, rows: Tensor) -> Tensor:
+    def _predict(
+        self, x: Tensor, t: Tensor, text: EncodedText, scale: float, rows: Tensor, grid: Grid | None
+    ) -> Tensor:
         """The guided prediction of some pictures; the text holds the prompts, then the negative ones if any."""
         branches = len(text.tokens) // len(x)
         both = torch.cat([rows + branch * len(x) for branch in range(branches)])
         inputs = torch.cat([x[rows]] * branches)
         out = self.transformer(
-            inputs, t.expand(len(inputs)), text.tokens[both], text.pooled[both], text.mask[both]
+            inputs, t.expand(len(inputs)), text.tokens[both], text.pooled[both], text.mask[both], grid=grid
         ).float()
         if branches == 1:
             return out

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+from mezzotint.dit.config import DiTConfig
+from mezzotint.dit.density import Grid
 from mezzotint.dit.flops import forward_flops
 from mezzotint.sampling.catalog import ModelCard
+from mezzotint.sampling.density_presets import FULL, density_schedule
 from mezzotint.sampling.request import GenerateRequest, RequestError
 
 MAX_PIXEL_STEPS = 2_000_000_000
@@ -12,11 +15,17 @@ MAX_PIXEL_STEPS = 2_000_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One denoising step: noise time t (0 = data, 1 = noise), token grid, and whether guidance runs."""
+    """One denoising step: noise time t (0 = data, 1 = noise), token grid, and whether guidance runs.
+
+    sparse_grid: the grid of the tokens in the sparse segments; None for a network without segments.
+    flops: of one picture, the guidance's pass included.
+    """
 
     t: float
-    grid: tuple[int, int]
+    grid: Grid
     guided: bool
+    sparse_grid: Grid | None
+    flops: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +49,8 @@ def noise_times(num_steps: int, shift: float = 1.0) -> list[float]:
 def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
     """Plan a complete request (see `intake.accept`).
 
-    Raises RequestError when the size does not fit the model's patch or the price is above the limit.
+    Raises RequestError when the size does not fit the model's patch, the model has no segments for the density, or
+    the price is above the limit.
     """
     width, height = request.width or card.config.sample_size, request.height or card.config.sample_size
     for field, side in (("width", width), ("height", height)):
@@ -49,10 +59,37 @@ def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
     grid = card.config.grid(height, width)
     guided = (card.guidance_scale if request.guidance_scale is None else request.guidance_scale) != 1
     times = noise_times(request.num_inference_steps, card.time_shift)
-    steps = tuple(StepPlan(t=t, grid=grid, guided=guided) for t in times)
-    a_pass = forward_flops(card.config, grid)
-    passes = sum(2 if step.guided else 1 for step in steps)
-    return Plan(steps=steps, num_images=request.num_images, flops=a_pass * passes * request.num_images)
+    sparse = sparse_grids(card.config, card.name, request.density, len(times), grid)
+    passes = 2 if guided else 1
+    flops = {cells: passes * forward_flops(card.config, grid, sparse_grid=cells) for cells in set(sparse)}
+    steps = tuple(
+        StepPlan(t=t, grid=grid, guided=guided, sparse_grid=cells, flops=flops[cells])
+        for t, cells in zip(times, sparse, strict=True)
+    )
+    return Plan(
+        steps=steps, num_images=request.num_images, flops=sum(step.flops for step in steps) * request.num_images
+    )
+
+
+def sparse_grids(
+    config: DiTConfig, model: str, density: str | None, num_steps: int, grid: Grid
+) -> tuple[Grid | None, ...]:
+    """The sparse grid of each step, for a full grid of (rows, columns); None at every step without segments.
+
+    density: see `density_presets`; None is full. model: what an error calls the model.
+    Raises RequestError for a density that there is not, and for any but full where there are no segments.
+    """
+    density = FULL if density is None else density
+    try:
+        schedule = density_schedule(density)
+    except ValueError as error:
+        raise RequestError("density", str(error)) from None
+    if config.segments is not None:
+        return schedule.step_grids(num_steps, grid)
+    if density != FULL:
+        raise RequestError("density", f"density is {density}; {model} has no segments of token density, so give "
+                                      "full, or take a model that has them (`mezzotint convert --density` cuts one).")
+    return (None,) * num_steps
 
 
 def _check_side(field: str, side: int, card: ModelCard) -> None:

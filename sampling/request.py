@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from mezzotint.sampling.density_presets import DENSITIES_IN_WORDS, density_schedule
+
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SIDE = 1024
 MAX_STEPS = 250
@@ -35,7 +37,8 @@ class RequestError(ValueError):
 class GenerateRequest(BaseModel):
     """What a person asks for. `None` means the model's own default, filled in by `intake.accept`.
 
-    Sizes are in pixels; `seed` belongs to the first picture, and picture i has seed + i.
+    Sizes are in pixels; `seed` belongs to the first picture, and picture i has seed + i. `density` is how many tokens
+    a model with segments keeps: see `density_presets`; other models take "full" only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
@@ -47,6 +50,7 @@ class GenerateRequest(BaseModel):
     height: Annotated[int | None, Field(ge=1, le=MAX_SIDE, strict=True)] = None
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, strict=True)] = 25
     guidance_scale: Annotated[float | None, Field(ge=0, le=30)] = None
+    density: str | None = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED - MAX_IMAGES, strict=True)] = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, strict=True)] = 1
     include_prompt_in_metadata: bool = True
@@ -66,6 +70,17 @@ class GenerateRequest(BaseModel):
         if not text:
             raise ValueError("is empty; say in a few words what to draw")
         return text
+
+    @field_validator("density")
+    @classmethod
+    def _known_density(cls, density: str | None) -> str | None:
+        if density is None:
+            return None
+        try:
+            density_schedule(density)
+        except ValueError:
+            raise ValueError(f"is {_shown(density)}; it must be {allowed('density')}") from None
+        return density
 
 
 def parse_request(raw: Mapping[str, Any]) -> GenerateRequest:
@@ -108,6 +123,8 @@ def _shown(value: Any) -> str:
 
 def allowed(field: str) -> str:
     """The allowed values of a field in words: "a whole number from 1 to 250"."""
+    if field == "density":
+        return DENSITIES_IN_WORDS
     info = GenerateRequest.model_fields[field]
     low = next((m.ge for m in info.metadata if hasattr(m, "ge")), None)
     high = next((m.le for m in info.metadata if hasattr(m, "le")), None)

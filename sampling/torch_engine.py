@@ -48,7 +48,7 @@ class TorchEngine:
             out = model.pipeline(
                 request.prompt, request.negative_prompt, request.width, request.height,
                 request.num_inference_steps, request.guidance_scale, request.seed, request.num_images,
-                callback=_watcher(on_progress, cancelled),
+                callback=_watcher(on_progress, cancelled), density=request.density,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MemoryError(_what_to_lower(request)) from error

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from mezzotint.sampling.density_presets import FULL
 from mezzotint.sampling.intake import accept
 from mezzotint.sampling.request import RequestError
 from mezzotint.ui import composer, markup, plate, words
@@ -126,6 +127,8 @@ def _facts(job: JobView) -> dict[str, str]:
         "Model": Path(job.model).name,
         "Work": _work(job),
     }
+    if (density := request.get("density") or FULL) != FULL:
+        shown["Density"] = density
     if job.state == "succeeded":
         shown["Time"] = words.duration(words.total_seconds(job))
     return shown

@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from mezzotint.sampling.catalog import ModelCard, find_model
+from mezzotint.sampling.density_presets import FULL, PRUNING_RATES
 from mezzotint.sampling.intake import accept
 from mezzotint.sampling.plan import Plan
 from mezzotint.sampling.request import MAX_PROMPT_CHARACTERS, RequestError
@@ -76,6 +77,10 @@ def _fill_in(card: ModelCard) -> None:
     }
     for field, value in defaults.items():
         st.session_state.setdefault(field, value)
+    if card.config.segments is None:  # a density that another model or a job left here has no widget to change it
+        st.session_state.pop("density", None)
+    else:
+        st.session_state.setdefault("density", FULL)
 
 
 def _asked() -> dict[str, Any]:
@@ -155,6 +160,15 @@ def _settings(card: ModelCard, complaints: Mapping[str, str]) -> None:
     if len(offered := models.names()) > 1:
         st.selectbox("Model", offered, key="model", persist_state="session", on_change=_forget_defaults)
     markup.complaint(complaints.get("model"))
+    if card.config.segments is not None:
+        _density()
+        markup.complaint(complaints.get("density"))
+
+
+def _density() -> None:
+    """Densities by name, and a pair of rates where a job's settings brought one."""
+    offered = dict.fromkeys([*PRUNING_RATES, st.session_state["density"]])
+    st.selectbox(words.LABELS["density"], [*offered], key="density", persist_state="session")
 
 
 def _forget_defaults() -> None:

@@ -13,6 +13,7 @@ LABELS = {
     "height": "Height",
     "num_inference_steps": "Steps",
     "guidance_scale": "Guidance",
+    "density": "Density",
     "seed": "Seed",
     "num_images": "Pictures",
     "model": "Model",

@@ -17,6 +17,9 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels; a multiple of the model's patch.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    density: Annotated[
+        str | None, typer.Option(help="Tokens kept, for models with segments: full, balanced, fast, or as 0.61-0.86.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture.")] = None,
     num_images: Annotated[int, typer.Option("-n", "--num-images", help="Pictures.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
@@ -35,7 +38,8 @@ def generate(
     try:
         request, _ = accept({
             "prompt": prompt, "negative_prompt": negative_prompt, "model": model, "width": width, "height": height,
-            "num_inference_steps": steps, "guidance_scale": guidance, "seed": seed, "num_images": num_images,
+            "num_inference_steps": steps, "guidance_scale": guidance, "density": density, "seed": seed,
+            "num_images": num_images,
         })
         _check_output(output)
         from mezzotint.commands.local_drawing import draw_to_files

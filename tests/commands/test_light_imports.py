@@ -28,6 +28,7 @@ LIGHT = [
     "mezzotint.sampling.plan",
     "mezzotint.sampling.intake",
     "mezzotint.sampling.catalog",
+    "mezzotint.sampling.density_presets",
     "mezzotint.dit.config",
     "mezzotint.dit.flops",
     "mezzotint.dit.density",

@@ -24,7 +24,9 @@ class Oracle(DiT):
         self.picture = torch.linspace(-0.9, 0.9, 3 * 32 * 32).view(3, 32, 32) if picture is None else picture
         self.asked: list[tuple[int, float]] = []
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, *text: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, *text: torch.Tensor, grid: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         self.asked.append((len(x), float(t[0])))
         if self.shape.prediction == "x":
             return self.picture.expand_as(x)

@@ -62,6 +62,17 @@ def test_a_prompt_is_all_that_is_needed() -> None:
         ({"num_images": 17}, "num_images", "from 1 to 16"),
         ({"model": ""}, "model", '""'),
         ({"include_prompt_in_metadata": "perhaps"}, "include_prompt_in_metadata", "true or false"),
+        ({"density": "half"}, "density", '"half"; it must be full, balanced, fast, or two pruning rates from 0 to'),
+        ({"density": "Fast"}, "density", '"Fast"'),
+        ({"density": ""}, "density", '""'),
+        ({"density": 0.5}, "density", "0.5; it must be full, balanced, fast"),
+        ({"density": [0.61, 0.86]}, "density", "[0.61, 0.86]; it must be full"),
+        ({"density": "0.61"}, "density", '"0.61"'),
+        ({"density": "0.61-1"}, "density", "0 to under 1"),
+        ({"density": "0.9-0.6"}, "density", "the lower one first"),
+        ({"density": "-0.1-0.6"}, "density", '"-0.1-0.6"'),
+        ({"density": "0.1-0.6\n"}, "density", "\\n"),
+        ({"density": "0.61-0.86-0.9"}, "density", "0.61-0.86-0.9"),
         ({"promt": "a"}, "promt", "is not a field"),
     ],
 )
@@ -91,6 +102,11 @@ def test_the_bounds_themselves_are_allowed() -> None:
     })
     assert request.seed is not None
     assert request.seed + request.num_images <= MAX_SEED
+
+
+@pytest.mark.parametrize("density", [None, "full", "balanced", "fast", "0.61-0.86", "0-0", ".5-.5"])
+def test_a_density_is_kept_as_it_was_written(density: str | None) -> None:
+    assert parse_request({"prompt": "a", "density": density}).density == density
 
 
 def request_or_error(raw: dict[str, object]) -> GenerateRequest | RequestError:

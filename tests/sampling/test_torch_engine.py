@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
+from mezzotint.dit.model import DiT
 from mezzotint.sampling.engine import Cancelled, Progress
 from mezzotint.sampling.hub import MAX_LOADED
 from mezzotint.sampling.intake import accept
@@ -34,6 +37,25 @@ def test_it_draws_what_the_pipeline_draws_and_says_what_it_did(engine: TorchEngi
     assert (drawn.device, drawn.dtype) == ("cpu", "fp32")
     assert len(drawn.fingerprint) == 16
     assert set(drawn.seconds) == {"load", "sample"}
+
+
+def test_the_density_of_a_request_reaches_the_network(engine: TorchEngine, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = DiT(
+        sample_size=32, patch_size=4, patch_bottleneck=12, hidden_size=32, num_layers=5, num_heads=2,
+        segments="1 + 1x[1,1,1,0] + 1",
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    Pipeline(network, FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "cut")
+    full, fast = (engine.draw(request(tmp_path / "cut", density=density)) for density in (None, "fast"))
+    assert full.flops > fast.flops > 0
+    alone = Pipeline.from_pretrained(str(tmp_path / "cut"), dtype=engine.dtype)(
+        "a cat", seed=3, num_inference_steps=4, density="fast"
+    )
+    assert np.abs(np.asarray(fast.images[0]).astype(int) - np.asarray(alone.images[0])).max() <= 1
+    assert np.abs(np.asarray(fast.images[0]).astype(int) - np.asarray(full.images[0])).max() > 3
 
 
 def test_progress_comes_after_every_step_with_a_preview(engine: TorchEngine, tiny_model: Path) -> None:

@@ -28,10 +28,10 @@ def model(tmp_path: Path) -> str:
     return str(describe_model(tmp_path / "small-model", sample_size=64, steps=4))
 
 
-def describe_model(folder: Path, *, sample_size: int, steps: int) -> Path:
+def describe_model(folder: Path, *, sample_size: int, steps: int, **settings: object) -> Path:
     (folder / "transformer").mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps({"guidance_scale": 3.0, "num_inference_steps": steps}))
-    config = {"sample_size": sample_size, "patch_size": 32}
+    config = {"sample_size": sample_size, "patch_size": 32, **settings}
     (folder / "transformer" / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -40,6 +40,13 @@ def describe_model(folder: Path, *, sample_size: int, steps: int) -> Path:
 def larger_model(tmp_path: Path) -> str:
     """The name of a model of the person's own, with 128-pixel pictures and 9 steps."""
     return describe_model(tmp_path / "own-models" / "larger", sample_size=128, steps=9).name
+
+
+@pytest.fixture
+def cut_model(tmp_path: Path) -> str:
+    """The name of a model of the person's own with segments of token density, on 8 x 8 tokens."""
+    layout = "1 + 2x[1,3,1,0] + 1"
+    return describe_model(tmp_path / "own-models" / "cut", sample_size=256, steps=4, segments=layout).name
 
 
 @pytest.fixture

@@ -239,6 +239,34 @@ def test_choosing_another_model_brings_its_size_and_steps(
     assert (job.model, job.request["num_inference_steps"], job.request["num_images"]) == (larger_model, 9, 2)
 
 
+def test_a_model_in_segments_is_asked_for_a_density_and_others_are_not(
+    cut_model: str, page: AppTest, client: Client, model: str
+) -> None:
+    assert "density" not in {box.key for box in page.selectbox}
+    page.selectbox(key="model").select(cut_model).run()
+    dear = shown(page, "mz-cost")
+    assert page.selectbox(key="density").value == "full"
+    page.selectbox(key="density").select("fast").run()
+    assert shown(page, "mz-cost") != dear
+    ask(page, "a sparse one")
+    assert client.list().jobs[0].request["density"] == "fast"
+    page.selectbox(key="model").select(model).run()
+    assert "density" not in {box.key for box in page.selectbox}
+    assert shown(page, "mz-complaint") == []
+    ask(page, "a dense one")
+    assert client.list().jobs[0].request["density"] == "full"
+
+
+def test_settings_of_a_job_bring_its_pair_of_rates(cut_model: str, page: AppTest, client: Client, draw: Draw) -> None:
+    old = draw(client.submit({"prompt": "old", "model": cut_model, "num_inference_steps": 2, "density": "0.3-0.7"}))
+    page.query_params["job"] = old.id
+    page.run()
+    press(page, "Use these settings")
+    assert page.selectbox(key="density").value == "0.3-0.7"
+    ask(page, "again")
+    assert client.list().jobs[0].request["density"] == "0.3-0.7"
+
+
 def test_a_model_that_is_not_there_is_named_on_the_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEZZOTINT_MODEL", "no-such-model")
     page = AppTest.from_file(str(APP), default_timeout=60).run()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ def run_here(service: Any, job_id: str, attempt: int = 0) -> str:
         ({"width": 65}, "width", "multiple of 32, such as 64 or 96"),
         ({"num_inference_steps": 10**9}, "num_inference_steps", "1000000000.*from 1 to 250"),
         ({"guidance_scale": float("nan")}, "guidance_scale", "nan.*from 0 to 30"),
+        ({"density": "fast"}, "density", "has no segments.* give full"),
         ({"model": "no-such-model"}, "model", "no-such-model"),
         ({"colour": "red"}, "colour", "is not a field"),
     ],
@@ -75,6 +77,21 @@ def test_a_submitted_job_is_complete_and_waits_first_in_line(service: Any) -> No
     assert service.client.get(job.id) == job
     assert service.client.list().jobs == [job]
     assert json.loads(job.model_dump_json())["id"] == job.id
+
+
+def test_a_density_comes_with_the_job_and_its_picture(service: Any, tmp_path: Path) -> None:
+    config = {"sample_size": 64, "patch_size": 8, "segments": "1 + 2x[1,3,1,0] + 1"}
+    (tmp_path / "cut" / "transformer").mkdir(parents=True)
+    (tmp_path / "cut" / "model_index.json").write_text("{}")
+    (tmp_path / "cut" / "transformer" / "config.json").write_text(json.dumps(config))
+    full, fast = (
+        service.client.submit(service.request(model=str(tmp_path / "cut"), density=density))
+        for density in (None, "fast")
+    )
+    assert (full.request["density"], fast.request["density"]) == ("full", "fast")
+    assert run_here(service, fast.id) == "succeeded"
+    media = service.client.media(service.client.get(fast.id).outputs[0].media_id)
+    assert read_metadata(Image.open(io.BytesIO(media)))["request"]["density"] == "fast"
 
 
 def test_a_finished_job_gives_the_pictures_with_their_settings_inside(service: Any) -> None:
