@@ -145,6 +145,7 @@ def _parsed(request: GenerateRequest | Mapping[str, Any]) -> GenerateRequest:
 
 
 def _hash(request: GenerateRequest) -> str:
-    """Of what was sent: fields left out stay out, so a default drawn at random does not change it."""
-    body = json.dumps(request.model_dump(mode="json"), sort_keys=True)
+    """Of what was sent: fields left out stay out, so neither a default drawn at random nor a field that came with a
+    later release changes it."""
+    body = json.dumps(request.model_dump(mode="json", exclude_none=True), sort_keys=True)
     return hashlib.sha256(body.encode()).hexdigest()
