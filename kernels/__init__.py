@@ -2,6 +2,7 @@
 
 from mezzotint.kernels.block_sparse import block_sparse_attention
 from mezzotint.kernels.expert_dispatch import gather_tokens, grouped_linear, scatter_add
+from mezzotint.kernels.expert_mlp import expert_mlp
 from mezzotint.kernels.expert_routing import ExpertRouting, expert_choice, token_choice
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.layout_cache import LayoutCache
@@ -15,6 +16,7 @@ __all__ = [
     "LayoutCache",
     "block_sparse_attention",
     "expert_choice",
+    "expert_mlp",
     "gather_tokens",
     "grouped_linear",
     "merge_attention",
