@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mezzotint.worker import broker
 from mezzotint.worker.child import Child
 from mezzotint.worker.client import Client
 from mezzotint.worker.settings import Settings
+
+
+# No test fails for the speed of its machine: in a fresh clone Hypothesis first makes its tables of characters, and a
+# busy machine takes seconds for that.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def make_model_folder(folder: Path) -> Path:
