@@ -21,7 +21,6 @@ from mezzotint.worker.child import Child
 from mezzotint.worker.client import Client
 from mezzotint.worker.settings import Settings
 
-
 # No test fails for the speed of its machine: in a fresh clone Hypothesis first makes its tables of characters, and a
 # busy machine takes seconds for that.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
