@@ -1,19 +1,20 @@
-"""Launches of every Triton kernel for the compile report: small tensors of zeros, of the kinds that set a kernel's form.
-
-Sizes divide by nothing where a case has all features, as the compiler makes more of a size or stride that divides by 16.
-"""
+"""Launches of every Triton kernel for the compile report: small tensors of zeros, of the kinds that set its form."""
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from mezzotint.kernels import expert_dispatch_triton, modulation_triton
 from mezzotint.kernels.layout import BlockLayout
-from mezzotint.kernels.triton_launch import launch_backward, launch_forward
+from mezzotint.kernels.layout_conversion import whole_lengths
+from mezzotint.kernels.triton_arguments import token_arguments
+from mezzotint.kernels.triton_launch import backward_arguments, launch_dkdv, launch_dq, launch_forward
 
+_WIDEST_BLOCK = 128
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -30,9 +31,12 @@ class CompileCase:
 
 
 def attention_cases(
-    head_dims: Sequence[int], dtypes: Sequence[str], blocks: Sequence[int], features: Sequence[bool] = (False, True)
+    head_dims: Sequence[int], dtypes: Sequence[str], blocks: Sequence[int] = (128,), features: Sequence[bool] = (True,)
 ) -> list[CompileCase]:
-    """Attention, forward and backward: every combination of what is given."""
+    """Attention, forward and backward: every combination of what is given.
+
+    blocks: tokens a block on the side that a program owns, on which its configuration depends; the other has 128.
+    """
     return [
         CompileCase(
             f"D {width}, blocks of {block}{', all features' if every else ''}", width, dtype,
@@ -57,28 +61,31 @@ def operation_cases(channels: Sequence[int], dtypes: Sequence[str]) -> list[Comp
 
 
 def run_attention(head_dim: int, dtype: torch.dtype, block: int, features: bool) -> None:
-    """The kernels of attention, forward and backward.
+    """The kernels of attention, forward and backward, those by queries with block x 128, that by keys with 128 x block.
 
     features: ragged blocks with lengths, bit masks, a layout for each head, key_bias, a gradient of lse, and two query
     heads to a key head. Without them all blocks are whole and nothing is given but q, k and v.
     """
-    tokens = 2 * block + 7 * features
+    tokens = 2 * _WIDEST_BLOCK + 7 * features
     q = torch.zeros(2, 6 if features else 3, tokens, head_dim, dtype=dtype)
     k = torch.zeros(2, 3, tokens, head_dim, dtype=dtype)
-    layout = _masked_layout(block, tokens, q.shape[1]) if features else _whole_layout(block, tokens)
     bias = torch.zeros(2, q.shape[1], tokens) if features else None
+    layout = _layout(block, _WIDEST_BLOCK, tokens, q.shape[1], features)
     out, lse = launch_forward(q, k, k, layout, 1.0, bias)
-    launch_backward(out, lse if features else None, q, k, k, out, lse, layout, 1.0, bias)
+    arguments = backward_arguments(out, lse if features else None, q, k, k, out, lse, layout, 1.0, bias)
+    launch_dq(q, k, k, layout, bias, arguments)
+    layout = _layout(_WIDEST_BLOCK, block, tokens, q.shape[1], features)
+    arguments |= token_arguments(layout)
+    launch_dkdv(q, k, k, layout, bias, arguments)
 
 
-def _whole_layout(block: int, tokens: int) -> BlockLayout:
-    return BlockLayout.full(block_q=block, block_k=block, num_q=tokens, num_k=tokens)
-
-
-def _masked_layout(block: int, tokens: int, heads: int) -> BlockLayout:
+def _layout(block_q: int, block_k: int, tokens: int, heads: int, features: bool) -> BlockLayout:
+    sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k}
+    if not features:
+        return BlockLayout.full(**sizes, num_q=tokens, num_k=tokens)
+    q_len, k_len = (whole_lengths(tokens, block, torch.device("cpu")) for block in sizes.values())
     mask = torch.ones(2, heads, tokens, tokens, dtype=torch.bool).tril()
-    lengths = torch.tensor([block, block - 1, 5], dtype=torch.int32)
-    return BlockLayout.from_token_mask(mask, block_q=block, block_k=block, q_len=lengths, k_len=lengths)
+    return BlockLayout.from_token_mask(mask, **sizes, q_len=q_len, k_len=k_len)
 
 
 def run_modulation(channels: int, dtype: torch.dtype, norm: str) -> None:

@@ -1,5 +1,6 @@
-"""A stand-in for Triton's CUDA driver: kernels that are launched under it are compiled for a named architecture, and not
-run. So what is read is what a launch on a GPU compiles, its arguments and their alignment included, on any Linux machine.
+"""A stand-in for Triton's CUDA driver: what is launched under it is compiled for a named architecture, and not run.
+
+So what is read is what a launch on a GPU compiles, arguments and their alignment included, on any Linux machine.
 """
 
 import functools

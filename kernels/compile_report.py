@@ -1,7 +1,8 @@
 """What the Triton kernels compile to, read without a GPU: registers, spills, shared memory, matrix instructions.
 
-Triton compiles for a named architecture on any Linux machine. The kernels are launched as ever, by their own host code,
-under a driver that runs nothing (compile_driver.py); the cubin is read with cuobjdump and the PTX with the counts below.
+Triton compiles for a named architecture on any Linux machine. The kernels are launched as ever, by their own host
+code, under a driver that runs nothing (compile_driver.py); the cubin is read with cuobjdump, the PTX with the counts
+below.
 """
 
 import importlib.util
@@ -37,7 +38,7 @@ _USEFUL: dict[str, Callable[[dict[str, Any]], int]] = {
     "grouped_product": lambda c: c["ROWS"] * c["INNER"] * c["OUTER"],
     "grouped_weights": lambda c: c["ROWS"] * c["INNER"] * c["OUTER"],
 }
-_TILES = ("TILE_Q", "TILE_K", "ROWS", "INNER", "OUTER", "TILE", "WIDTH", "SUM_CHANNELS", "BLOCK_Q", "BLOCK_K")
+_TILES = ("TILE_Q", "TILE_K", "ROWS", "INNER", "OUTER", "TILE", "WIDTH", "SUM_CHANNELS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class CompileRow:
         dtype: "bf16", "fp16" or "fp32".
         case: what it was compiled for, in words.
         head_dim: channels of q, k and v; None where there are no heads.
-        tile: elements of a program's tile, by the names that the kernel gives them.
+        tile: sides of a program's tile, by the names that the kernel gives them.
         num_warps, num_stages: of a program and of its load pipeline.
         registers: a thread.
         stack_bytes: a thread; anything above 0 is spilled registers.
@@ -66,7 +67,7 @@ class CompileRow:
     dtype: str
     case: str
     head_dim: int | None
-    tile: str
+    tile: dict[str, int]
     num_warps: int
     num_stages: int
     registers: int
@@ -80,14 +81,15 @@ class CompileRow:
 
 
 def default_cases() -> list["CompileCase"]:
-    """Every entry of the attention kernels' table with and without all features, and the other kernels at a DiT's
-    width. Raises ValueError as `compile_report` does."""
+    """Every entry of the attention kernels' table with all features, the usual ones without them, and the other kernels
+    at a DiT's width. Raises ValueError as `compile_report` does."""
     _check_triton()
     from mezzotint.kernels.compile_cases import attention_cases, operation_cases
 
     return [
-        *attention_cases((64, 72, 128, 256), ("bf16",), (128,)),
-        *attention_cases((72, 128, 256), ("fp32",), (128,), features=(True,)),
+        *attention_cases((64, 72), ("bf16",), features=(False,)),
+        *attention_cases((72, 96, 128, 256), ("bf16",), (128, 64, 32, 16)),
+        *attention_cases((72, 128, 256), ("fp32",), (128, 16)),
         *operation_cases((1152,), ("bf16", "fp32")),
     ]
 
@@ -130,14 +132,13 @@ def _check_triton() -> None:
 
 
 def _row(binary: "Binary", arch: int, case: "CompileCase") -> CompileRow:
-    sizes = [f"{name} {binary.constants[name]}" for name in _TILES if name in binary.constants]
     return CompileRow(
         kernel=binary.name,
         arch=arch,
         dtype=case.dtype,
         case=case.text,
         head_dim=case.head_dim,
-        tile=", ".join(sizes[:3]),
+        tile={name: binary.constants[name] for name in _TILES if name in binary.constants},
         num_warps=binary.num_warps,
         num_stages=binary.num_stages,
         registers=binary.registers,
@@ -152,7 +153,8 @@ def _row(binary: "Binary", arch: int, case: "CompileCase") -> CompileRow:
 
 
 def _broken(row: CompileRow) -> list[str]:
-    name = f"{row.kernel} sm_{row.arch} {row.dtype} {row.case} ({row.tile}, {row.num_warps} warps)"
+    how = f"{' x '.join(map(str, row.tile.values()))}, {row.num_warps} warps, {row.num_stages} stages"
+    name = f"{row.kernel} sm_{row.arch} {row.dtype} {row.case} ({how})"
     broken = []
     if row.stack_bytes > 0:
         broken.append(f"{name} spills {row.stack_bytes} bytes a thread; expected none")

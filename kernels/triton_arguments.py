@@ -39,9 +39,9 @@ def aligned(x: Tensor) -> Tensor:
     """
     unit = VECTOR_BYTES // x.element_size()
     strides = _strides(x)
-    if (x.stride(-1) == 1 or x.shape[-1] == 1) and strides[2] < _WIDEST_ROW:
-        if x.data_ptr() % VECTOR_BYTES == 0 and all(stride % unit == 0 for stride in strides):
-            return x
+    dense = (x.stride(-1) == 1 or x.shape[-1] == 1) and strides[2] < _WIDEST_ROW
+    if dense and x.data_ptr() % VECTOR_BYTES == 0 and all(stride % unit == 0 for stride in strides):
+        return x
     padded = x.new_empty(*x.shape[:3], -(-x.shape[3] // unit) * unit)
     return padded[..., : x.shape[3]].copy_(x)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mezzotint.kernels.attention_check import check_arguments
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.triton_configs import check_head_dims
-from mezzotint.kernels.triton_launch import launch_backward, launch_forward
+from mezzotint.kernels.triton_launch import backward_arguments, launch_dkdv, launch_dq, launch_forward
 from mezzotint.kernels.triton_tuning import interpreting
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -70,7 +70,9 @@ def backward(
         found, wanted = f"{list(d_out.shape)} {d_out.dtype}", f"{list(out.shape)} {q.dtype}"
         raise ValueError(f"d_out is {found}; expected {wanted}, as out is")
     with torch.cuda.device_of(q):
-        return launch_backward(d_out, d_lse, q, k, v, out, lse, layout, scale, key_bias)
+        arguments = backward_arguments(d_out, d_lse, q, k, v, out, lse, layout, scale, key_bias)
+        dq = launch_dq(q, k, v, layout, key_bias, arguments)
+        return dq, *launch_dkdv(q, k, v, layout, key_bias, arguments)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, key_bias: Tensor | None) -> None:

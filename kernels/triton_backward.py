@@ -141,8 +141,8 @@ def attention_backward_dkdv(
     """Writes valid rows of dk [B, H, num_k, D], dv [B, H, num_k, V] and d_bias fp32 [B, H, num_k], all dense.
 
     One program a key tile of one query head, over the transposed lists: heads that share their keys each write a dk and
-    dv of their own, to be added up. Works on the transposes S^T and P^T, with bit masks by key. What is read late stands
-    late, so that it takes no registers before.
+    dv of their own, to be added up. Works on the transposes S^T and P^T, with bit masks by key. lse and delta are read
+    where they are used, so that they take no registers before.
     """
     start_k, head, b, h = program_place(num_tiles, num_heads, TILE_K)
     q, k = (q_ptr, q_stride_b, q_stride_h, q_stride_n), (k_ptr, k_stride_b, k_stride_h, k_stride_n)

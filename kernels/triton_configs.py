@@ -89,8 +89,8 @@ def check_head_dims(head_dim: int, value_dim: int) -> None:
 def split_channels(width: int) -> tuple[int, int]:
     """A head dim as two powers of two that the matrix instructions take, the second 0 where one part covers it.
 
-    72 = 64 + 16, 40 = 32 + 16, 96 = 64 + 32, 64 = 64 + 0, 120 = 128 + 0 (two parts would cover no less). Raises
-    ValueError outside 1 to 256.
+    72 = 64 + 16, 40 = 32 + 16, 96 = 64 + 32, 64 = 64 + 0, 120 = 128 + 0 (two parts would cover no less). Beside 128 the
+    second is 64: of less, eight warps would each compute the same. Raises ValueError outside 1 to 256.
     """
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"head dim is {width}; expected 1 to {MAX_WIDTH} channels for the Triton kernels")
@@ -98,7 +98,7 @@ def split_channels(width: int) -> tuple[int, int]:
     if covering in (width, MIN_TILE):
         return covering, 0
     first = covering // 2
-    second = max(MIN_TILE, 1 << (width - first - 1).bit_length())
+    second = max(64 if first == 128 else MIN_TILE, 1 << (width - first - 1).bit_length())
     return (covering, 0) if first + second == covering else (first, second)
 
 
@@ -109,49 +109,57 @@ Table = dict[tuple[int, str], dict[int, tuple[TileConfig, ...]]]
 #: sm_120 give a program.
 HALF_PRECISION: Table = {
     (90, "forward"): {
-        80: (TileConfig(128, 64, 4, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
+        80: (TileConfig(128, 64, 4, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 32, 1, 1)),
         128: (TileConfig(128, 128, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 32, 1, 2)),
-        256: (TileConfig(128, 64, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
+        256: (TileConfig(128, 64, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(16, 32, 4, 2)),
     },
     (90, "dq"): {
-        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
-        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
-        256: (TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
+        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 32, 1, 2)),
+        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 32, 1, 2)),
+        256: (TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 32, 4, 2), TileConfig(16, 16, 1, 2)),
     },
     (90, "dkdv"): {
-        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
-        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 16, 2, 2), TileConfig(16, 16, 1, 2)),
-        256: (TileConfig(64, 32, 8, 2), TileConfig(32, 32, 8, 2), TileConfig(16, 16, 8, 2)),
+        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 32, 1, 2)),
+        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 16, 2, 1), TileConfig(16, 32, 2, 2)),
+        256: (TileConfig(64, 32, 8, 2), TileConfig(16, 16, 2, 2)),
     },
     (80, "forward"): {
-        64: (TileConfig(128, 64, 4, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
-        80: (TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
+        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 64, 1, 2)),
         128: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 32, 1, 2)),
-        256: (TileConfig(64, 32, 4, 2), TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
+        256: (TileConfig(64, 16, 4, 2), TileConfig(16, 32, 4, 2)),
     },
     (80, "dq"): {
-        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
-        128: (TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
+        80: (TileConfig(128, 64, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 64, 2, 2), TileConfig(16, 32, 1, 2)),
+        128: (TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 32, 1, 2)),
         256: (TileConfig(32, 32, 4, 2), TileConfig(16, 32, 4, 2)),
     },
     (80, "dkdv"): {
-        80: (TileConfig(128, 32, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 16, 1, 2)),
-        128: (TileConfig(64, 64, 8, 2), TileConfig(32, 16, 2, 2), TileConfig(16, 16, 1, 2)),
-        256: (TileConfig(32, 32, 8, 2), TileConfig(16, 16, 8, 2)),
+        80: (TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 32, 1, 2)),
+        128: (TileConfig(64, 16, 4, 2), TileConfig(32, 16, 2, 1), TileConfig(16, 16, 1, 2)),
+        256: (TileConfig(32, 16, 4, 2), TileConfig(16, 16, 2, 2)),
+    },
+}
+
+_ON_ANY_ARCH: dict[str, dict[int, tuple[TileConfig, ...]]] = {
+    "forward": {
+        80: (TileConfig(32, 32, 8, 1), TileConfig(16, 32, 4, 1)),
+        128: (TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1)),
+        256: (TileConfig(16, 16, 4, 1),),
+    },
+    "dq": {
+        80: (TileConfig(32, 32, 4, 1), TileConfig(16, 16, 8, 1)),
+        128: (TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1)),
+        256: (TileConfig(16, 16, 4, 1),),
+    },
+    "dkdv": {
+        80: (TileConfig(32, 32, 8, 1), TileConfig(16, 16, 8, 1)),
+        128: (TileConfig(32, 16, 8, 1), TileConfig(16, 16, 4, 1)),
+        256: (TileConfig(16, 16, 8, 1),),
     },
 }
 
 #: For fp32, whose products are exact ("ieee") and so run outside the tensor cores.
-FULL_PRECISION: Table = {
-    **{
-        (arch, "forward"): {
-            80: (TileConfig(32, 32, 8, 1), TileConfig(16, 32, 4, 1)),
-            128: (TileConfig(32, 16, 4, 1), TileConfig(16, 16, 4, 1)),
-            256: (TileConfig(16, 16, 4, 1),),
-        }
-        for arch in (90, 80)
-    },
-}
+FULL_PRECISION: Table = {(arch, name): entries for arch in (90, 80) for name, entries in _ON_ANY_ARCH.items()}
 
 
 def table_arch(arch: int) -> int:

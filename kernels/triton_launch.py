@@ -43,7 +43,7 @@ def launch_forward(
     return out, lse
 
 
-def launch_backward(
+def backward_arguments(
     d_out: Tensor,
     d_lse: Tensor | None,
     q: Tensor,
@@ -54,18 +54,14 @@ def launch_backward(
     layout: BlockLayout,
     scale: float,
     key_bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """dq, dk, dv and d_bias, dense, in the shapes of q, k, v and key_bias; triton_attention.backward says of what."""
-    shape = _kernel_shape(layout, q, k, v, key_bias)
+) -> dict[str, Any]:
+    """What `launch_dq` and `launch_dkdv` both read, given what triton_attention.backward is; computes the row terms."""
     d_out = aligned(d_out)
     lse_log2, delta = _row_terms(d_out, d_lse, out.contiguous(), lse.contiguous())
-    arguments = {
+    return {
         **_inputs(q, k, v, layout, key_bias), **channel_arguments(d_out=d_out), "lse_log2_ptr": lse_log2,
         "delta_ptr": delta, "scale": float(scale), "scale_log2": scale * math.log2(math.e),
     }  # fmt: skip
-    dq = _backward_dq(q, arguments, shape, layout)
-    dk, dv, d_bias = _backward_dkdv(q, k, v, arguments, shape, layout)
-    return dq, dk, dv, None if key_bias is None or d_bias is None else d_bias.sum_to_size(key_bias.shape)
 
 
 def _row_terms(d_out: Tensor, d_lse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,28 +71,32 @@ def _row_terms(d_out: Tensor, d_lse: Tensor | None, out: Tensor, lse: Tensor) ->
     batch, heads, num_q, width = out.shape
     lse_log2, delta = torch.empty_like(lse), torch.empty_like(lse)
     num_tiles = -(-num_q // _ROW_TERMS_TILE)
-    _run(
-        attention_row_terms, batch * heads * num_tiles, 4, 1,
-        out_ptr=out, lse_ptr=lse, d_lse_ptr=None if d_lse is None else d_lse.contiguous(), lse_log2_ptr=lse_log2,
-        delta_ptr=delta, **channel_arguments(d_out=d_out), num_q=num_q, num_heads=heads, num_tiles=num_tiles, V=width,
-        WIDTH=max(configs.MIN_TILE, 1 << (width - 1).bit_length()), TILE=_ROW_TERMS_TILE,
-        UNIT=configs.VECTOR_BYTES // out.element_size(),
-    )  # fmt: skip
+    arguments = {
+        "out_ptr": out, "lse_ptr": lse, "d_lse_ptr": None if d_lse is None else d_lse.contiguous(),
+        "lse_log2_ptr": lse_log2, "delta_ptr": delta, **channel_arguments(d_out=d_out), "num_q": num_q,
+        "num_heads": heads, "num_tiles": num_tiles, "V": width, "UNIT": configs.VECTOR_BYTES // out.element_size(),
+        "WIDTH": max(configs.MIN_TILE, 1 << (width - 1).bit_length()), "TILE": _ROW_TERMS_TILE,
+    }  # fmt: skip
+    _run(attention_row_terms, batch * heads * num_tiles, arguments, num_warps=4)
     return lse_log2, delta
 
 
-def _backward_dq(q: Tensor, arguments: dict[str, Any], shape: KernelShape, layout: BlockLayout) -> Tensor:
+def launch_dq(
+    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, key_bias: Tensor | None, arguments: dict[str, Any]
+) -> Tensor:
+    """dq [B, H, N, D], from `backward_arguments`."""
     from mezzotint.kernels.triton_backward import attention_backward_dq
 
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    shape = _kernel_shape(layout, q, k, v, key_bias)
     _launch("dq", attention_backward_dq, shape, layout, {**arguments, **_lists(layout), "dq_ptr": dq})
     return dq
 
 
-def _backward_dkdv(
-    q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any], shape: KernelShape, layout: BlockLayout
+def launch_dkdv(
+    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, key_bias: Tensor | None, arguments: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """dk, dv and, with a bias, its gradient fp32 [B, H, M].
+    """dk, dv and, with a key_bias, its gradient, from `backward_arguments`.
 
     Each query head has a dk and dv of its own; where heads share their keys these are fp32 and added up in their order.
     """
@@ -107,13 +107,14 @@ def _backward_dkdv(
     make = torch.empty if layout.k_len is None else torch.zeros
     dtype = q.dtype if heads == kv_heads else torch.float32
     dk, dv = (make((batch, heads, num_k, size), dtype=dtype, device=q.device) for size in (width, value_width))
-    d_bias = make((batch, heads, num_k), dtype=torch.float32, device=q.device) if shape.biased else None
+    d_bias = None if key_bias is None else make((batch, heads, num_k), dtype=torch.float32, device=q.device)
     lists = list_arguments(*layout.transpose(), layout.transpose_mask_idx(), _bits_by_key(layout))
     outputs = {"dk_ptr": dk, "dv_ptr": dv, "d_bias_ptr": d_bias}
+    shape = _kernel_shape(layout, q, k, v, key_bias)
     _launch("dkdv", attention_backward_dkdv, shape, layout, {**arguments, **lists, **outputs})
     if heads != kv_heads:
         dk, dv = (x.unflatten(1, (kv_heads, -1)).sum(2).to(q.dtype) for x in (dk, dv))
-    return dk, dv, d_bias
+    return dk, dv, None if key_bias is None or d_bias is None else d_bias.sum_to_size(key_bias.shape)
 
 
 def _bits_by_key(layout: BlockLayout) -> Tensor | None:
@@ -125,7 +126,8 @@ def _bits_by_key(layout: BlockLayout) -> Tensor | None:
         return None
     by_key = bits.new_empty(len(bits), layout.block_k, -(-layout.block_q // 32))
     sizes = {"BLOCK_Q": layout.block_q, "BLOCK_K": layout.block_k}
-    _run(transpose_bits, len(bits) * bits.shape[2], 1, 1, bits_ptr=bits.contiguous(), out_ptr=by_key, **sizes)
+    arguments = {"bits_ptr": bits.contiguous(), "out_ptr": by_key, **sizes}
+    _run(transpose_bits, len(bits) * bits.shape[2], arguments, num_warps=1)
     return by_key
 
 
@@ -164,8 +166,8 @@ def _launch(pass_name: str, kernel: Any, shape: KernelShape, layout: BlockLayout
     def run(config: TileConfig) -> Any:
         blocks = layout.num_k_blocks if pass_name == "dkdv" else layout.num_q_blocks
         num_tiles = blocks * (shape.blocks(pass_name)[0] // config.rows)
-        programs, options = q.shape[0] * q.shape[1] * num_tiles, (config.num_warps, config.num_stages)
-        return _run(kernel, programs, *options, **arguments, num_tiles=num_tiles, **shape.constants(pass_name, config))
+        given = {**arguments, "num_tiles": num_tiles, **shape.constants(pass_name, config)}
+        return _run(kernel, q.shape[0] * q.shape[1] * num_tiles, given, config.num_warps, config.num_stages)
 
     try:
         run(pick_config(pass_name, shape, q, run))
@@ -174,7 +176,7 @@ def _launch(pass_name: str, kernel: Any, shape: KernelShape, layout: BlockLayout
         raise ValueError(f"{what}; expected ones whose tiles fit the device ({pass_name}: {error})") from error
 
 
-def _run(kernel: Any, programs: int, num_warps: int, num_stages: int, **arguments: Any) -> Any:
+def _run(kernel: Any, programs: int, arguments: dict[str, Any], num_warps: int, num_stages: int = 1) -> Any:
     """Launch a kernel on the current device; returns what it was compiled to, None where nothing is to do."""
     if programs > _MAX_PROGRAMS:
         raise ValueError(f"the layout and heads make {programs} tiles; expected at most {_MAX_PROGRAMS} in one launch")

@@ -21,11 +21,13 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def program_place(num_tiles, num_heads, TILE: tl.constexpr):
-    """A program's first token, head over all sequences, sequence and head; the last three int64. Programs go head by
-    head, so that those which run together read the same rows out of L2."""
-    pid = tl.program_id(0)
-    head = pid // num_tiles
-    return (pid % num_tiles) * TILE, head.to(tl.int64), (head // num_heads).to(tl.int64), (head % num_heads).to(tl.int64)
+    """A program's first token, head over all sequences, sequence and head; the last three int64.
+
+    Programs go head by head, so that those which run together read the same rows out of L2.
+    """
+    start = (tl.program_id(0) % num_tiles) * TILE
+    head = tl.program_id(0) // num_tiles
+    return start, head.to(tl.int64), (head // num_heads).to(tl.int64), (head % num_heads).to(tl.int64)
 
 
 @triton.jit

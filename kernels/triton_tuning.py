@@ -1,4 +1,4 @@
-"""Which configuration a Triton attention kernel runs with: the table's, or the fastest of a few, timed once on a GPU."""
+"""Which configuration a Triton attention kernel runs with: the table's, or on a GPU the fastest of a few."""
 
 import math
 import os

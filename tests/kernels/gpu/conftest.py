@@ -1,8 +1,8 @@
 """Problems of attention for the tests of its Triton kernels: on a GPU, or on the CPU in Triton's interpreter.
 
-The interpreter has to be chosen before Triton is imported, so test_triton_attention.py and test_triton_operations.py
-run files of this folder in processes of their own with TRITON_INTERPRET=1. Sizes are small there, since it takes tens of
-milliseconds a pair of blocks. Guard rows of NaN stand around every input.
+The interpreter has to be chosen before Triton is imported, so test_triton_interpreter.py runs files of this folder in
+processes of their own with TRITON_INTERPRET=1. Sizes are small there, since it takes tens of milliseconds a pair of
+blocks. Guard rows of NaN stand around every input.
 """
 
 import math
@@ -114,17 +114,20 @@ class Problem:
         ds = p * (d_out @ v.mT + (d_out * (p @ v)).sum(-1, keepdim=True))
         groups = (self.k.shape[1], -1)
         sums = {
-            "out": p @ v, "lse": scores * (p > 0), "dq": ds @ k * self.scale,
-            "dk": (ds.mT @ q * self.scale).unflatten(1, groups).sum(2), "dv": (p.mT @ d_out).unflatten(1, groups).sum(2),
+            "out": p @ v,
+            "lse": scores * (p > 0),
+            "dq": ds @ k * self.scale,
+            "dk": (ds.mT @ q * self.scale).unflatten(1, groups).sum(2),
+            "dv": (p.mT @ d_out).unflatten(1, groups).sum(2),
             "d_bias": ds.sum(-2),
-        }  # fmt: skip
+        }
         return {name: largest(x) for name, x in sums.items()}
 
     def check(self) -> None:
         """Errors against fp64 at most 2 times (outputs) and 3 times (gradients) those of torch in the same dtype.
 
-        Added to it, since torch is now and then exact by luck, is one rounding in fp32 of the largest sum of magnitudes:
-        with one token dq is 0, the difference of two equal sums.
+        Added, since torch is now and then exact by luck, is one rounding in fp32 of the largest sum of magnitudes: with
+        one token dq is 0, the difference of two equal sums.
         """
         found, exact, magnitudes = self.ours(), self.explicit(torch.float64), self.magnitudes()
         references = [self.explicit(self.q.dtype), self.by_torch()]
@@ -246,8 +249,8 @@ def without_autotuning(monkeypatch: pytest.MonkeyPatch) -> None:
 def where_kernels_run(request: pytest.FixtureRequest) -> None:
     """Skip where neither a GPU nor the interpreter is, and say what that leaves unchecked."""
     if not (CUDA or INTERPRETED):
-        runner = "test_triton_operations.py" if "operations" in request.path.name else "test_triton_attention.py"
-        pytest.skip(f"no CUDA device here, so {request.path.name} is not run on one; {runner} runs its small cases")
+        name = request.path.name
+        pytest.skip(f"no CUDA device here, so {name} runs on none; test_triton_interpreter.py runs its small cases")
 
 
 @pytest.fixture

@@ -106,15 +106,20 @@ def test_tokens_outermost_in_memory(make_problem: Callable[..., Any]) -> None:
     problem.check()
 
 
-@pytest.mark.parametrize("tiles", [(16, 16), (16, 32), (32, 16)])
+@pytest.mark.parametrize("tiles", [(16, 16), (16, 32), (32, 16), (32, 64), (16, 128)])
 def test_tiles_that_subdivide_blocks(
     tiles: tuple[int, int], make_problem: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = triton_configs.TileConfig(*tiles, 1, 1)
+    """Rows of a block, and columns of it that take up to four words of a bit mask."""
+    rows, turn = tiles
+    small = triton_configs.TileConfig(rows, turn, 1, 1)
     monkeypatch.setattr(triton_configs, "table_config", lambda *_: small)
-    make_problem(
-        block_q=32, block_k=64, num_q=70, num_k=90, density=0.7, lengths=True, heads=1, partial=True
-    ).check()
+    sizes = {"block_q": 32, "block_k": 64, "num_q": 90, "num_k": 140, "lengths": True}
+    if turn > 32:
+        sizes = {"block_q": 128, "block_k": 128, "num_q": 200, "num_k": 270}
+    problem = make_problem(**sizes, density=1.0, heads=1, partial=True)
+    assert (problem.layout.mask_idx >= 0).sum() > 1
+    problem.check()
 
 
 def test_the_same_input_gives_the_same_bits_in_any_order_of_programs(
