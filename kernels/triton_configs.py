@@ -135,7 +135,8 @@ HALF_PRECISION: Table = {
     },
     (80, "dkdv"): {
         80: (TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2), TileConfig(32, 32, 2, 2), TileConfig(16, 32, 1, 2)),
-        128: (TileConfig(64, 16, 4, 2), TileConfig(32, 16, 2, 1), TileConfig(16, 16, 1, 2)),
+        96: (TileConfig(128, 32, 8, 2), TileConfig(64, 16, 4, 2), TileConfig(32, 16, 2, 1), TileConfig(16, 16, 1, 2)),
+        128: (TileConfig(64, 64, 8, 2), TileConfig(32, 16, 2, 1), TileConfig(16, 16, 1, 2)),
         256: (TileConfig(32, 16, 4, 2), TileConfig(16, 16, 2, 2)),
     },
 }
