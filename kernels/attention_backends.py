@@ -5,7 +5,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from mezzotint.kernels.cpu_dispatch import prefers_native
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.native_build import why_not_native
 
@@ -53,7 +55,7 @@ def chosen_backend(
     plain = key_bias is None and not return_lse
     if backend == "auto":
         return _best(q, k, v, layout, plain)
-    if backend not in BACKENDS:
+    if backend not in [*BACKENDS]:
         raise ValueError(f"backend is {backend!r}; expected auto, {', '.join(BACKENDS)}.")
     reason = _why_not(backend, q, layout, plain)
     if reason:
@@ -64,15 +66,13 @@ def chosen_backend(
 def _best(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, plain: bool) -> str:
     if q.dtype == torch.float64:
         return "reference"
-    if q.device.type == "cuda":
+    if q.is_cuda:
         return "triton"
-    if q.device.type != "cpu":
+    if not q.is_cpu:  # device.type would be asked for in words, which costs ten microseconds
         raise ValueError(f"q is on {q.device}; expected cpu or cuda, or backend='reference' for any other.")
-    from mezzotint.kernels.cpu_dispatch import prefers_native
-
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    native = _why_not("cpu", q, layout, plain) is None
-    keeps_all = _why_not("sdpa", q, layout, plain) is None
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    native = _why_not_native(q) is None
+    keeps_all = _why_not_sdpa(layout, plain) is None
     if native and not (keeps_all and not prefers_native(q, k, needs_grad)):
         return "cpu"
     return "sdpa" if keeps_all else "cpu-torch"
@@ -81,8 +81,8 @@ def _best(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, plain: bool) -> 
 def _why_not(name: str, q: Tensor, layout: BlockLayout, plain: bool) -> str | None:
     """What keeps a backend from running, in words that end a sentence; None when nothing does."""
     if name == "triton":
-        return None if q.device.type == "cuda" or _interpreted() else f"q is on {q.device} and not on cuda"
-    if name != "reference" and q.device.type != "cpu":
+        return None if q.is_cuda or _interpreted() else f"q is on {q.device} and not on cuda"
+    if name != "reference" and not q.is_cpu:
         return f"q is on {q.device} and not on cpu"
     if name != "reference" and q.dtype == torch.float64:
         return "q is of torch.float64, which only the reference takes"
@@ -103,7 +103,7 @@ def _why_not_sdpa(layout: BlockLayout, plain: bool) -> str | None:
     if not plain:
         return "torch's kernel has neither a key_bias nor a gradient through lse"
     # While torch.compile traces, the lists hold no values that could be looked at.
-    if torch.compiler.is_compiling() or not layout.keeps_every_pair():
+    if is_compiling() or not layout.keeps_every_pair():
         return "the layout does not keep every pair"
     return None
 

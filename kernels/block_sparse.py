@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mezzotint.kernels.arguments import check_finite
 from mezzotint.kernels.attention_backends import backend_module, chosen_backend
 from mezzotint.kernels.attention_check import check_arguments
 from mezzotint.kernels.direct_call import is_watched, may_call_directly
@@ -44,7 +45,10 @@ def block_sparse_attention(
     """
     check_arguments(q, k, v, layout, key_bias)
     name = chosen_backend(q, k, v, layout, key_bias=key_bias, return_lse=return_lse, backend=backend)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    else:
+        check_finite("scale", scale)
     if name == "sdpa" and not return_lse and not is_watched():
         _ran.name = name  # torch's own operation, whose autograd costs less than that of an operation in Python
         return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=k.shape[1] != q.shape[1])

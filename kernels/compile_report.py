@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mezzotint.kernels.triton_configs import PASSES
+
 if TYPE_CHECKING:
     from mezzotint.kernels.compile_cases import CompileCase
     from mezzotint.kernels.compile_driver import Binary
@@ -81,34 +83,27 @@ class CompileRow:
 
 
 def default_cases() -> list["CompileCase"]:
-    """Every entry of the attention kernels' table with all features, the usual ones without them, and the other kernels
-    at a DiT's width. Raises ValueError as `compile_report` does."""
+    """Every entry of the attention kernels' tables with all features, the usual ones without them, and the other
+    kernels at a DiT's width. Raises ValueError as `compile_report` does."""
     _check_triton()
-    from mezzotint.kernels.compile_cases import attention_cases, operation_cases
+    from mezzotint.kernels.compile_cases import attention_case, operation_cases, table_cases
 
-    return [
-        *attention_cases((64, 72), ("bf16",), features=(False,)),
-        *attention_cases((72, 96, 128, 256), ("bf16",), (128, 64, 32, 16)),
-        *attention_cases((72, 128, 256), ("fp32",), (128, 16)),
-        *operation_cases((1152,), ("bf16", "fp32")),
-    ]
+    plain = [attention_case(name, 72, "bf16", 128, features=False) for name in PASSES]
+    return [*plain, *table_cases(), *operation_cases((1152,), ("bf16", "fp32"))]
 
 
-def compile_report(cases: Sequence["CompileCase"] | None = None, archs: Sequence[int] = (90, 80)) -> list[CompileRow]:
+def compile_report(cases: Sequence["CompileCase"] | None = None) -> list[CompileRow]:
     """Compile what the cases launch and read what came out, about a second a kernel; each form is listed once.
 
-    cases: None is `default_cases()`. Raises ValueError where Triton is not installed or its interpreter is switched on,
-    and for an architecture that has no limits here.
+    cases: None is `default_cases()`. Raises ValueError where Triton is not installed or its interpreter is switched on.
     """
-    if unknown := [arch for arch in archs if arch not in SHARED_LIMIT_BYTES]:
-        raise ValueError(f"archs has {unknown}; expected some of {list(SHARED_LIMIT_BYTES)}")
     _check_triton()
     from mezzotint.kernels.compile_driver import compiling_for
 
     rows = []
-    for arch in archs:
-        listed: set[Binary] = set()
-        for case in default_cases() if cases is None else cases:
+    listed: set[Binary] = set()
+    for case in default_cases() if cases is None else cases:
+        for arch in case.archs:
             with compiling_for(arch) as launched:
                 case.run()
             new = [binary for binary in dict.fromkeys(launched) if binary not in listed]

@@ -15,6 +15,7 @@ from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.native_build import native_library
 from mezzotint.kernels.native_call import ELEMENTS, call_native, level
 from mezzotint.kernels.native_team import team_address
+from mezzotint.kernels.strides import broadcast_strides
 
 DENSE_BLOCK = 64  # queries of one tile
 SMALLEST_PART = 256  # queries (times heads) for which a key/value head is packed once more
@@ -158,7 +159,7 @@ def _run(
         *k.stride()[:3],
         *v.stride()[:3],
         *((0, 0, 0) if d_out is None else d_out.stride()[:3]),
-        *_bias_strides(key_bias),
+        *((0, 0) if key_bias is None else broadcast_strides(key_bias, 2)),
         *lists.strides,
         *(B, H, G, N, M, D, V),
         *(lists.block_q, lists.block_k, parts, threads, ELEMENTS[q.dtype], level(), team_address()),
@@ -169,11 +170,7 @@ def _run(
 def _lists_of(layout: BlockLayout) -> _Lists:
     num, idx = layout.kv_num.contiguous(), layout.kv_idx.contiguous()
     rest = (layout.q_len, layout.k_len, layout.mask_idx, layout.mask_bits)
-    strides = (
-        *(0 if num.shape[i] == 1 else num.stride(i) for i in (0, 1)),
-        *(0 if idx.shape[i] == 1 else idx.stride(i) for i in (0, 1)),
-        idx.stride(2),
-    )
+    strides = (*broadcast_strides(num, 2), *broadcast_strides(idx, 2), idx.stride(2))
     keep = (num, idx, *(x if x is None else x.contiguous() for x in rest))
     return _Lists(layout.block_q, layout.block_k, tuple(0 if x is None else x.data_ptr() for x in keep), strides, keep)
 
@@ -181,13 +178,6 @@ def _lists_of(layout: BlockLayout) -> _Lists:
 def _dense_lists(num_k: int) -> _Lists:
     """One block holds every key; the pair product reads them two at a time, so it is rounded up."""
     return _Lists(DENSE_BLOCK, max(16, -(-num_k // 16) * 16), (0,) * 6, (0,) * 5, ())
-
-
-def _bias_strides(key_bias: Tensor | None) -> tuple[int, int]:
-    if key_bias is None:
-        return 0, 0
-    batch, head = (0 if key_bias.shape[i] == 1 else key_bias.stride(i) for i in (0, 1))
-    return batch, head
 
 
 def _parts(q: Tensor, k: Tensor) -> int:

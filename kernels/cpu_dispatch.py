@@ -37,4 +37,5 @@ def prefers_native(q: Tensor, k: Tensor, needs_grad: bool) -> bool:
     if q.dtype not in (torch.float32, torch.bfloat16) or native_library() is None:
         return False
     fewest = FEWEST_SCORES.get((instruction_set(), q.dtype))
-    return fewest is not None and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] >= fewest[needs_grad]
+    batch, heads, num_q, _ = q.shape
+    return fewest is not None and batch * heads * num_q * k.shape[2] >= fewest[needs_grad]

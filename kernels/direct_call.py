@@ -6,6 +6,7 @@ Nobody needs it where no gradient is recorded and nobody watches or traces.
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 
 def may_call_directly(*tensors: Tensor | None) -> bool:
@@ -19,9 +20,11 @@ def may_call_directly(*tensors: Tensor | None) -> bool:
 def is_watched() -> bool:
     """Whether torch.compile traces, or a functional transform or a dispatch mode (a FLOP counter, fake tensors) is
     on."""
-    if torch.compiler.is_compiling():  # first: what follows cannot be traced
+    if is_compiling():  # first: what follows cannot be traced
         return True
-    return bool(torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack())
+    return bool(_num_modes() or _innermost_transform())
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_num_modes = torch._C._len_torch_dispatch_stack
+_innermost_transform = torch._C._functorch.peek_interpreter_stack

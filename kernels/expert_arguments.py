@@ -40,3 +40,23 @@ def check_gate(gate: Tensor, num_assignments: int, x: Tensor, what: str) -> None
     check_floating("gate", gate, 1, "[assignments]")
     check(gate.shape[0] == num_assignments, "gate", gate.shape, [num_assignments], f", one for each {what}")
     check_device("gate", gate, x.device)
+
+
+def check_tokens(index: Tensor, num_tokens: int) -> None:
+    """Refuses a list with a value that is no token."""
+    if index.numel() == 0:
+        return
+    least, most = (int(value) for value in index.aminmax())
+    if least < 0 or most >= num_tokens:
+        raise index_error(least, most, num_tokens)
+
+
+def index_error(least: int, most: int, num_tokens: int) -> ValueError:
+    """What a list of assignments with such values is refused with."""
+    return ValueError(f"index has values from {least} to {most}; expected 0 to {num_tokens - 1}, the tokens.")
+
+
+def check_ends(offsets: list[int], num_rows: int) -> None:
+    """Refuses offsets that do not share all rows out, expert by expert."""
+    if offsets[0] != 0 or offsets[-1] != num_rows or offsets != sorted(offsets):
+        raise ValueError(f"offsets is {offsets}; expected ascending numbers from 0 to {num_rows}, the rows.")

@@ -36,7 +36,7 @@ def chosen_backend(x: Tensor, *, backend: str = "auto") -> str:
             if _why_not(name, x) is None:
                 return name
         return "reference"
-    check(backend in BACKENDS, "backend", backend, ["auto", *BACKENDS])
+    check(backend in [*BACKENDS], "backend", backend, ["auto", *BACKENDS])
     reason = _why_not(backend, x)
     if reason:
         raise ValueError(f"backend is {backend!r}; it cannot run here, since {reason}.")

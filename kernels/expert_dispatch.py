@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mezzotint.kernels.arguments import check, check_device, check_floating
+from mezzotint.kernels.arguments import check, check_device, check_floating, check_whole
 from mezzotint.kernels.expert_arguments import check_gate, check_list, check_offsets, check_weights
 from mezzotint.kernels.expert_backends import BACKENDS, chosen_backend, last_backend, running
 
@@ -54,6 +54,7 @@ def grouped_linear(
     check_weights("weights", weights, x, x.shape[1])
     E, _, F = weights.shape
     if bias is not None:
+        check_floating("bias", bias, 2, "[experts, channels out]")
         check_device("bias", bias, x.device)
         check(bias.dtype == x.dtype, "bias", bias.dtype, x.dtype, ", as x is")
         check(bias.shape == (E, F), "bias", bias.shape, [E, F], ", weights' experts and channels out")
@@ -74,7 +75,7 @@ def scatter_add(
     check_floating("y", y, 2, "[assignments, channels]")
     check_list("index", index, y)
     check(index.shape[0] == y.shape[0], "index", index.shape, [y.shape[0]], ", one for each row of y")
-    check(num_tokens >= 0, "num_tokens", num_tokens, "at least 0")
+    check_whole("num_tokens", num_tokens, 0)
     if gate is not None:
         check_gate(gate, y.shape[0], y, "row of y")
     return _scatter(y, index, gate, num_tokens, chosen_backend(y, backend=backend))

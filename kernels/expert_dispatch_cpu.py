@@ -10,7 +10,8 @@ import struct
 import torch
 from torch import Tensor
 
-from mezzotint.kernels.expert_dispatch_torch import gather, index_error, linear, linear_backward
+from mezzotint.kernels.expert_arguments import index_error
+from mezzotint.kernels.expert_dispatch_torch import gather, linear, linear_backward
 from mezzotint.kernels.native_build import why_not_native
 from mezzotint.kernels.native_call import ELEMENTS, call_native, level
 from mezzotint.kernels.native_team import team_address

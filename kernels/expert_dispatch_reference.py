@@ -7,14 +7,18 @@ else. Shape suffixes: T tokens, A assignments, E experts, C channels in, F chann
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.expert_arguments import check_ends, check_tokens
+
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
     """x [T, C] at index [A]: [A, C]."""
+    _check_values(index, x.shape[0])
     return x[index]
 
 
 def scatter(y: Tensor, index: Tensor, gate: Tensor | None, num_tokens: int) -> Tensor:
     """Sums of gate [A] * y [A, C] by token: [T, C]. index_put_ sorts before it adds on a GPU: no atomics."""
+    _check_values(index, num_tokens)
     wide = _wide(y.dtype)
     rows = y.to(wide) if gate is None else y.to(wide) * gate.to(wide)[:, None]
     out = rows.new_zeros(num_tokens, y.shape[1])
@@ -56,8 +60,16 @@ def linear_backward(
     return dx.to(x.dtype), d_weights.to(x.dtype), d_bias.to(x.dtype)
 
 
+def _check_values(index: Tensor, num_tokens: int) -> None:
+    """On a CPU only: elsewhere the host would wait for the device."""
+    if index.device.type == "cpu":
+        check_tokens(index, num_tokens)
+
+
 def _members(offsets: Tensor, num_rows: int) -> list[Tensor]:
     """For each expert which rows are its own, bool [A, 1]."""
+    if offsets.device.type == "cpu":
+        check_ends(offsets.tolist(), num_rows)
     rows = torch.arange(num_rows, device=offsets.device)[:, None]
     return [(rows >= offsets[e]) & (rows < offsets[e + 1]) for e in range(len(offsets) - 1)]
 

@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.expert_arguments import check_ends, check_tokens
+
 Parts: TypeAlias = Tensor | tuple[Tensor, ...]
 """Matrices of each expert: [E, m, n], or one by one."""
 
@@ -21,13 +23,13 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     try:
         return torch.index_select(x, 0, index, out=out)
     except (IndexError, RuntimeError):  # torch looks at every index as well; its sentence does not say which one
-        _check_index(index, x.shape[0])
+        check_tokens(index, x.shape[0])
         raise
 
 
 def scatter(y: Tensor, index: Tensor, gate: Tensor | None, num_tokens: int) -> Tensor:
     """Sums of gate [A] * y [A, C] by token: [T, C]. torch adds the rows one after the other, in their order."""
-    _check_index(index, num_tokens)
+    check_tokens(index, num_tokens)
     wide = _wide(y.dtype)
     rows = y.to(wide) if gate is None else y.to(wide) * gate.to(wide)[:, None]
     return torch.zeros(num_tokens, y.shape[1], dtype=wide).index_add_(0, index, rows).to(y.dtype)
@@ -66,8 +68,7 @@ def _counts(offsets: Tensor, num_rows: int) -> list[int]:
     num_experts = len(ends) - 1
     if num_rows and ends == [*range(0, num_rows + 1, -(-num_rows // num_experts))]:  # as many for all: soon seen
         return [num_rows // num_experts] * num_experts
-    if ends[0] != 0 or ends[-1] != num_rows or ends != sorted(ends):
-        raise ValueError(f"offsets is {ends}; expected ascending numbers from 0 to {num_rows}, the rows.")
+    check_ends(ends, num_rows)
     return [end - start for start, end in pairwise(ends)]
 
 
@@ -96,19 +97,6 @@ def _multiply(left: Parts, right: Parts, out: Parts, bias: Tensor | None = None)
             torch.mm(one, other, out=result)
         else:
             torch.addmm(bias[expert], one, other, out=result)
-
-
-def _check_index(index: Tensor, num_tokens: int) -> None:
-    if index.numel() == 0:
-        return
-    least, most = (int(value) for value in index.aminmax())
-    if least < 0 or most >= num_tokens:
-        raise index_error(least, most, num_tokens)
-
-
-def index_error(least: int, most: int, num_tokens: int) -> ValueError:
-    """What a list of assignments with such values is refused with."""
-    return ValueError(f"index has values from {least} to {most}; expected 0 to {num_tokens - 1}, the tokens.")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mezzotint.kernels.arguments import check, check_floating
+from mezzotint.kernels.arguments import check, check_floating, check_kind
 from mezzotint.kernels.direct_call import may_call_directly
 from mezzotint.kernels.expert_arguments import check_gate, check_list, check_offsets, check_weights
 from mezzotint.kernels.expert_backends import chosen_backend, running
@@ -34,6 +34,7 @@ def expert_mlp(x: Tensor, routing: ExpertRouting, w1: Tensor, w2: Tensor, *, bac
     expected; values of `routing` are looked at on a CPU only.
     """
     check_floating("x", x, 2, "[tokens, channels]")
+    check_kind("routing", routing, ExpertRouting)
     check_list("index", routing.index, x)
     check_gate(routing.gate, routing.index.shape[0], x, "assignment")
     check_weights("w1", w1, x, x.shape[1])

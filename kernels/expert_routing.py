@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mezzotint.kernels.arguments import check, check_floating
+from mezzotint.kernels.arguments import check, check_floating, is_whole
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,7 +36,8 @@ def expert_choice(scores: Tensor, capacity: int) -> ExpertRouting:
     """
     check_floating("scores", scores, 3, "[pictures, tokens, experts]")
     B, N, E = scores.shape
-    check(1 <= capacity <= N, "capacity", capacity, f"1 to {N}, the tokens of a picture")
+    fits = is_whole(capacity) and 1 <= capacity <= N
+    check(fits, "capacity", capacity, f"1 to {N}, the tokens of a picture")
     top = scores.permute(2, 0, 1).topk(capacity, dim=2)
     first = torch.arange(B, device=scores.device)[None, :, None] * N
     offsets = torch.arange(E + 1, device=scores.device) * (B * capacity)
@@ -51,7 +52,8 @@ def token_choice(scores: Tensor, num_experts: int) -> ExpertRouting:
     """
     check_floating("scores", scores, 2, "[tokens, experts]")
     E = scores.shape[1]
-    check(1 <= num_experts <= E, "num_experts", num_experts, f"1 to {E}, the experts of the scores")
+    fits = is_whole(num_experts) and 1 <= num_experts <= E
+    check(fits, "num_experts", num_experts, f"1 to {E}, the experts of the scores")
     top = scores.topk(num_experts, dim=1)
     experts, order = top.indices.reshape(-1).sort(stable=True)
     offsets = torch.searchsorted(experts, torch.arange(E + 1, device=scores.device))

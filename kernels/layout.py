@@ -14,6 +14,7 @@ from mezzotint.kernels import layout_block_mask as flex
 from mezzotint.kernels import layout_check as check
 from mezzotint.kernels import layout_conversion as convert
 from mezzotint.kernels import layout_masks as masks
+from mezzotint.kernels.arguments import check_whole, is_whole
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -62,37 +63,16 @@ class BlockLayout:
     _cache: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self, validate: bool) -> None:
-        check.check_sizes(self.block_q, self.block_k, self.num_q, self.num_k)
-        check.check_tensor("kv_num", self.kv_num, torch.int32, (None, None, self.num_q_blocks))
-        batch, heads, rows = self.kv_num.shape
-        check.check_tensor("kv_idx", self.kv_idx, torch.int32, (batch, heads, rows, None))
-        check.check_device("kv_idx", self.kv_idx, self.device)
-        self._check_lengths(validate)
-        check.check_mask_shapes(self.mask_idx, self.mask_bits, self.kv_idx, (self.block_q, self.block_k))
-        check.check_order_tensors(self.perm, self.inv_perm, self.num_q, self.num_k, self.device)
-        if validate:
-            check.check_lists(self.kv_num, self.kv_idx, self.num_k_blocks)
-            listed = self._listed()
-            if self.mask_idx is not None and self.mask_bits is not None:
-                check.check_masks(self.mask_idx, self.mask_bits, listed, self.block_k)
-                object.__setattr__(self, "mask_idx", torch.where(listed, self.mask_idx, masks.WHOLE).contiguous())
-                object.__setattr__(self, "mask_bits", self.mask_bits.contiguous())
-            if self.perm is not None and self.inv_perm is not None:
-                check.check_order(self.perm, self.inv_perm)
-            object.__setattr__(self, "kv_idx", torch.where(listed, self.kv_idx, 0).contiguous())
-            object.__setattr__(self, "kv_num", self.kv_num.contiguous())
-
-    def _check_lengths(self, validate: bool) -> None:
-        for name, lengths, blocks, whole in (
-            ("q_len", self.q_len, self.num_q_blocks, (self.num_q, self.block_q)),
-            ("k_len", self.k_len, self.num_k_blocks, (self.num_k, self.block_k)),
-        ):
-            if lengths is None:
-                continue
-            check.check_tensor(name, lengths, torch.int32, (blocks,))
-            check.check_device(name, lengths, self.device)
-            if validate:
-                check.check_lengths(name, lengths, convert.whole_lengths(*whole, self.device))
+        check.check_fields(self)
+        if not validate:
+            return
+        check.check_values(self)
+        listed = self.listed()
+        object.__setattr__(self, "kv_idx", torch.where(listed, self.kv_idx, 0).contiguous())
+        object.__setattr__(self, "kv_num", self.kv_num.contiguous())
+        if self.mask_idx is not None and self.mask_bits is not None:
+            object.__setattr__(self, "mask_idx", torch.where(listed, self.mask_idx, masks.WHOLE).contiguous())
+            object.__setattr__(self, "mask_bits", self.mask_bits.contiguous())
 
     @classmethod
     def from_dense(
@@ -106,9 +86,9 @@ class BlockLayout:
         """
         check.check_sizes(block_q, block_k, num_q, num_k)
         check.check_tensor("mask", mask, torch.bool, (None, None, -(-num_q // block_q), -(-num_k // block_k)))
+        check.check_width(width)
         kv_num, kv_idx = convert.lists_from_dense(mask, width)
-        sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "num_q": num_q, "num_k": num_k}
-        return cls(**sizes, kv_num=kv_num, kv_idx=kv_idx, **rest)
+        return cls(block_q=block_q, block_k=block_k, num_q=num_q, num_k=num_k, kv_num=kv_num, kv_idx=kv_idx, **rest)
 
     @classmethod
     def from_token_mask(cls, mask: Tensor, *, block_q: int, block_k: int, **rest: Any) -> "BlockLayout":
@@ -134,9 +114,9 @@ class BlockLayout:
         pointers that do not describe col_idx, and as the constructor does.
         """
         check.check_sizes(block_q, block_k, num_q, num_k)
-        kv_num, kv_idx = convert.lists_from_csr(row_ptr, col_idx, (batch, heads, -(-num_q // block_q)))
-        sizes: dict[str, Any] = {"block_q": block_q, "block_k": block_k, "num_q": num_q, "num_k": num_k}
-        return cls(**sizes, kv_num=kv_num, kv_idx=kv_idx, **rest)
+        shape = (batch, heads, -(-num_q // block_q), -(-num_k // block_k))
+        kv_num, kv_idx = convert.lists_from_csr(row_ptr, col_idx, shape)
+        return cls(block_q=block_q, block_k=block_k, num_q=num_q, num_k=num_k, kv_num=kv_num, kv_idx=kv_idx, **rest)
 
     @classmethod
     def from_block_mask(cls, block_mask: "BlockMask", *, partial: str = "exact") -> "BlockLayout":
@@ -147,8 +127,7 @@ class BlockLayout:
         mask_mod and keeps each partial block whole, which is a larger mask than the one given. The other two build the
         mask of tokens, in memory of num_q * num_k.
         """
-        if partial not in ("exact", "refuse", "whole"):
-            raise ValueError(f'partial is {partial!r}; expected "exact", "refuse" or "whole"')
+        flex.check_given(block_mask, partial)
         (block_q, block_k), (num_q, num_k) = block_mask.BLOCK_SIZE, block_mask.seq_lengths
         check.check_sizes(block_q, block_k, num_q, num_k)
         lists: dict[str, Any] = flex.lists_from_block_mask(block_mask, partial)
@@ -189,12 +168,17 @@ class BlockLayout:
         return dataclasses.replace(self, **changes)
 
     def arrange(self, x: Tensor, dim: int = -2) -> Tensor:
-        """Tokens from the caller's order into the layout's, along `dim`; x itself where the layout has no order."""
-        return x if self.perm is None else x.index_select(dim, self.perm)
+        """Tokens from the caller's order into the layout's, along `dim`; x itself where the layout has no order.
+
+        Raises ValueError, as `restore`, for another number of tokens.
+        """
+        if self.perm is None or self.inv_perm is None:
+            return x
+        return convert.take_tokens(x, dim, self.perm, len(self.inv_perm))
 
     def restore(self, x: Tensor, dim: int = -2) -> Tensor:
         """Tokens from the layout's order back into the caller's, along `dim`, padding left out."""
-        return x if self.inv_perm is None else x.index_select(dim, self.inv_perm)
+        return x if self.inv_perm is None else convert.take_tokens(x, dim, self.inv_perm, self.num_q)
 
     def q_lengths(self) -> Tensor:
         """Valid tokens of each block of queries, int32 [NQ]; the ragged last block counted as it is."""
@@ -262,20 +246,18 @@ class BlockLayout:
         return self
 
     def keeps_every_pair(self) -> bool:
-        """Whether this is dense attention: every query sees every key."""
-        return self.kept_pairs() == self.num_q * self.num_k * self.kv_num.shape[0] * self.kv_num.shape[1]
+        """Whether this is dense attention: every query sees every key. Computed once and kept."""
+        if "keeps_every_pair" not in self._cache:
+            pairs = self.num_q * self.num_k * self.kv_num.shape[0] * self.kv_num.shape[1]
+            self._cache["keeps_every_pair"] = self.kept_pairs() == pairs
+        return self._cache["keeps_every_pair"]
 
     def kept_pairs(self) -> int:
         """Token pairs (query, key) that count, over the layout's own Bx and Hx. Computed once and kept."""
         if "kept_pairs" not in self._cache:
-            keys = torch.where(self._listed(), self.k_lengths().long()[self.kv_idx.long()], 0)
-            pairs = keys * self.q_lengths()[:, None]
-            if self.mask_idx is not None and self.mask_bits is not None:
-                partial = self.mask_idx >= 0
-                rows = self.q_lengths()[:, None].expand_as(keys)[partial]
-                bits = (self.mask_bits, self.block_k)
-                pairs[partial] = masks.count_pairs(*bits, self.mask_idx[partial], rows, keys[partial])
-            self._cache["kept_pairs"] = int(pairs.sum())
+            lists = (self.listed(), self.kv_idx, self.mask_idx)
+            lengths = (self.q_lengths(), self.k_lengths())
+            self._cache["kept_pairs"] = masks.kept_pairs(lists, lengths, self.mask_bits, self.block_k)
         return self._cache["kept_pairs"]
 
     def density(self) -> float:
@@ -289,9 +271,10 @@ class BlockLayout:
         QK^T and PV are counted, the softmax is not. `heads` and `batch` count the query heads and sequences that share
         a layout of size 1 there; where the layout has its own, they must be left at 1 or equal its size (ValueError).
         """
+        check_whole("head_dim", head_dim, 1, "a number of channels")
         copies = 1
         for name, asked, own in (("heads", heads, self.kv_num.shape[1]), ("batch", batch, self.kv_num.shape[0])):
-            if asked < 1 or (own > 1 and asked not in (1, own)):
+            if not is_whole(asked) or asked < 1 or (own > 1 and asked not in (1, own)):
                 wanted = f"1 or {own}, as the layout has" if own > 1 else "at least 1"
                 raise ValueError(f"{name} is {asked}; expected {wanted}")
             copies *= asked if own == 1 else 1
@@ -301,7 +284,7 @@ class BlockLayout:
         """Bytes of the tensors held, the transpose (built when first asked for) not counted."""
         return sum(value.numel() * value.element_size() for value in self._tensors().values())
 
-    def _listed(self) -> Tensor:
+    def listed(self) -> Tensor:
         """Which entries of the lists count, bool [Bx, Hx, NQ, M]."""
         return torch.arange(self.kv_idx.shape[-1], device=self.device) < self.kv_num[..., None]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels import layout_masks as masks
+from mezzotint.kernels.arguments import check_kind
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.layout_check import BLOCK_SIZES
 from mezzotint.kernels.layout_conversion import lists_from_dense
@@ -52,6 +53,7 @@ def select_blocks(layout: BlockLayout, mask: Tensor, width: int | None = None) -
 
 def full_like(layout: BlockLayout) -> BlockLayout:
     """Every pair of blocks, over the tokens of `layout`."""
+    check_kind("layout", layout, BlockLayout)
     shape = (1, 1, layout.num_q_blocks, layout.num_k_blocks)
     return with_mask(layout, torch.ones(shape, dtype=torch.bool, device=layout.device), layout.num_k_blocks)
 
@@ -94,6 +96,7 @@ def split_blocks(layout: BlockLayout, *, block_q: int, block_k: int) -> BlockLay
 
     Raises ValueError where a new block is larger than the old one or is no block size.
     """
+    check_kind("layout", layout, BlockLayout)
     for name, new, old in (("block_q", block_q, layout.block_q), ("block_k", block_k, layout.block_k)):
         if new not in BLOCK_SIZES or new > old:
             raise ValueError(f"{name} is {new!r}; expected one of {BLOCK_SIZES}, at most {old}, the layout's own")
@@ -108,13 +111,17 @@ def split_blocks(layout: BlockLayout, *, block_q: int, block_k: int) -> BlockLay
 
 
 def check_same_tokens(layouts: Sequence[BlockLayout], names: Sequence[str] | None = None) -> None:
-    """Refuse layouts that differ in block sizes, tokens, valid tokens, token order, device, batch or heads.
+    """Refuse what is no layout, and layouts that differ in block sizes, tokens, valid tokens, order, device, batch or
+    heads.
 
     `names` are what the errors call them; None is layouts[0], layouts[1] and so on.
     """
+    check_kind("layouts", layouts, Sequence)
     if not layouts:
         raise ValueError("layouts is empty; expected at least one")
     names = [f"layouts[{index}]" for index in range(len(layouts))] if names is None else names
+    for layout, name in zip(layouts, names, strict=True):
+        check_kind(name, layout, BlockLayout)
     largest = [max(layout.kv_num.shape[axis] for layout in layouts) for axis in (0, 1)]
     first = layouts[0]
     for layout, name in zip(layouts, names, strict=True):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mezzotint.kernels.arguments import check_kind
 from mezzotint.kernels.layout_conversion import dense_from_lists, expand_to_tokens, lists_from_dense, whole_lengths
 from mezzotint.kernels.layout_masks import ABSENT, BlockMap, block_table, lists_from_map, map_from_tokens
 
@@ -59,10 +60,19 @@ def make_block_mask(
     )
 
 
+def check_given(block_mask: object, partial: str) -> None:
+    """Refuse what is no BlockMask, and words that `BlockLayout.from_block_mask` does not know."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    check_kind("block_mask", block_mask, BlockMask)
+    if partial not in ("exact", "refuse", "whole"):
+        raise ValueError(f'partial is {partial!r}; expected "exact", "refuse" or "whole"')
+
+
 def lists_from_block_mask(block_mask: "BlockMask", partial: str) -> dict[str, Tensor | None]:
     """The lists of a BlockLayout, by name: kv_num, kv_idx, and q_len with k_len or mask_idx with mask_bits.
 
-    `partial` as in `BlockLayout.from_block_mask`, which raises for other words. Raises ValueError where it is "refuse"
+    `partial` as in `BlockLayout.from_block_mask`. Raises ValueError where it is "refuse"
     and mask_mod does more than leave out the last tokens of blocks.
     """
     dense, partials = _dense(block_mask)

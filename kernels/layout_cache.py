@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 
+from mezzotint.kernels.arguments import check_whole
 from mezzotint.kernels.layout import BlockLayout
 
 
@@ -20,9 +21,8 @@ class LayoutCache:
     """
 
     def __init__(self, *, layers: int = 1, steps: int = 1) -> None:
-        for name, value in (("layers", layers), ("steps", steps)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+        check_whole("layers", layers, 1)
+        check_whole("steps", steps, 1)
         self.layers, self.steps = layers, steps
         self.num_computed = 0
         self.num_reused = 0
@@ -35,9 +35,8 @@ class LayoutCache:
         layer, step: counted from 0, the step in the order of sampling. variant: keeps layouts apart that must not be
         mixed, such as those of another token grid or guidance branch. Raises ValueError for a negative layer or step.
         """
-        for name, value in (("layer", layer), ("step", step)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}; expected 0 or above")
+        check_whole("layer", layer, 0)
+        check_whole("step", step, 0)
         if step < self._last_step:
             self.clear()
         self._last_step = step

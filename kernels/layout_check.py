@@ -4,21 +4,63 @@ Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries 
 W 32-bit words of a row of a block.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.arguments import is_whole
+from mezzotint.kernels.layout_conversion import whole_lengths
 from mezzotint.kernels.layout_masks import WORD, num_words
 
+if TYPE_CHECKING:
+    from mezzotint.kernels.layout import BlockLayout
+
 BLOCK_SIZES = (16, 32, 64, 128)
+
+
+def check_fields(layout: "BlockLayout") -> None:
+    """Refuse sizes, shapes, dtypes and devices that do not belong together. Reads nothing back from the device."""
+    blocks = (layout.block_q, layout.block_k)
+    check_sizes(*blocks, layout.num_q, layout.num_k)
+    check_tensor("kv_num", layout.kv_num, torch.int32, (None, None, layout.num_q_blocks))
+    check_tensor("kv_idx", layout.kv_idx, torch.int32, (*layout.kv_num.shape, None))
+    check_device("kv_idx", layout.kv_idx, layout.device)
+    lengths = (("q_len", layout.q_len, layout.num_q_blocks), ("k_len", layout.k_len, layout.num_k_blocks))
+    for name, length, count in lengths:
+        if length is not None:
+            check_tensor(name, length, torch.int32, (count,))
+            check_device(name, length, layout.device)
+    check_mask_shapes(layout.mask_idx, layout.mask_bits, layout.kv_idx, blocks)
+    check_order_tensors(layout.perm, layout.inv_perm, layout.num_q, layout.num_k, layout.device)
+
+
+def check_values(layout: "BlockLayout") -> None:
+    """Refuse lists, valid tokens, bit masks and orders with values that they cannot have; reads them back."""
+    if layout.q_len is not None:
+        check_lengths("q_len", layout.q_len, whole_lengths(layout.num_q, layout.block_q, layout.device))
+    if layout.k_len is not None:
+        check_lengths("k_len", layout.k_len, whole_lengths(layout.num_k, layout.block_k, layout.device))
+    check_lists(layout.kv_num, layout.kv_idx, layout.num_k_blocks)
+    if layout.mask_idx is not None and layout.mask_bits is not None:
+        check_masks(layout.mask_idx, layout.mask_bits, layout.listed(), layout.block_k)
+    if layout.perm is not None and layout.inv_perm is not None:
+        check_order(layout.perm, layout.inv_perm)
+
+
+def check_width(width: object) -> None:
+    """Refuse a length of the longest list that is no number above 0; None is one that is not known."""
+    if width is not None and not (is_whole(width) and width >= 1):
+        raise ValueError(f"width is {width!r}; expected a number of blocks, at least 1, or None")
 
 
 def check_sizes(block_q: int, block_k: int, num_q: int, num_k: int) -> None:
     """Refuse block sizes other than 16, 32, 64 and 128, and token counts below 1."""
     for name, value in (("block_q", block_q), ("block_k", block_k)):
-        if not isinstance(value, int) or value not in BLOCK_SIZES:
+        if not (is_whole(value) and value in BLOCK_SIZES):
             raise ValueError(f"{name} is {value!r}; expected one of {BLOCK_SIZES}")
     for name, value in (("num_q", num_q), ("num_k", num_k)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not (is_whole(value) and value >= 1):
             raise ValueError(f"{name} is {value!r}; expected a number of tokens, at least 1")
 
 

@@ -4,8 +4,12 @@ Shape suffixes: Bx batch or 1, Hx query heads or 1, NQ and NK blocks of queries 
 tokens where the docstring says tokens. Nothing here loops in Python over blocks, heads or tokens.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+from mezzotint.kernels.arguments import check_whole
 
 
 def lists_from_dense(mask: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
@@ -32,14 +36,17 @@ def dense_from_lists(num: Tensor, idx: Tensor, columns: int) -> Tensor:
     return dense.scatter_(-1, target, True)[..., :columns].contiguous()
 
 
-def lists_from_csr(row_ptr: Tensor, col_idx: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def lists_from_csr(row_ptr: Tensor, col_idx: Tensor, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
     """Lists from compressed rows.
 
-    row_ptr int [Bx * Hx * NQ + 1], col_idx int [nonzeros], shape (Bx, Hx, NQ) -> kv_num int32 [Bx, Hx, NQ] and kv_idx
-    int32 [Bx, Hx, NQ, M]. Raises ValueError where the pointers do not start at 0, descend, or do not end at the number
-    of nonzeros.
+    row_ptr int [Bx * Hx * NQ + 1], col_idx int [nonzeros], shape (Bx, Hx, NQ, NK) -> kv_num int32 [Bx, Hx, NQ] and
+    kv_idx int32 [Bx, Hx, NQ, M]. Raises ValueError where the pointers do not start at 0, descend, or do not end at the
+    number of nonzeros, and for an index that is no block of keys.
     """
-    rows = shape[0] * shape[1] * shape[2]
+    *of_rows, columns = shape
+    check_whole("batch", shape[0], 1)
+    check_whole("heads", shape[1], 1)
+    rows = math.prod(of_rows)
     for name, value in (("row_ptr", row_ptr), ("col_idx", col_idx)):
         if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64) or value.dim() != 1:
             raise ValueError(f"{name} is {_kind(value)}; expected a one-dimensional tensor of int32 or int64")
@@ -54,12 +61,16 @@ def lists_from_csr(row_ptr: Tensor, col_idx: Tensor, shape: tuple[int, int, int]
             f"row_ptr runs from {ends[0]} to {ends[1]}, its least step is {int(num.min())}; "
             f"expected 0 to {col_idx.numel()}, the length of col_idx, without descending"
         )
+    outside = (col_idx < 0) | (col_idx >= columns)  # before 32 bits cut them off
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
+        raise ValueError(f"col_idx[{at}] is {int(col_idx[at])}; expected 0 to {columns - 1}, a block of keys")
     width = max(1, int(num.max()))
     slot = torch.arange(width, device=row_ptr.device)
     listed = slot < num[:, None]
     idx = torch.zeros((rows, width), dtype=torch.int32, device=row_ptr.device)
     idx[listed] = col_idx.to(torch.int32)
-    return num.to(torch.int32).view(shape), idx.view(*shape, width)
+    return num.to(torch.int32).view(of_rows), idx.view(*of_rows, width)
 
 
 def csr_from_lists(num: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,6 +101,13 @@ def whole_lengths(num_tokens: int, block: int, device: torch.device) -> Tensor:
     """Tokens of each block when nothing is padded, int32 [blocks]: `block`, and what is left for the last one."""
     starts = torch.arange(0, num_tokens, block, dtype=torch.int32, device=device)
     return (num_tokens - starts).clamp(max=block)
+
+
+def take_tokens(x: Tensor, dim: int, order: Tensor, num_tokens: int) -> Tensor:
+    """x at the places that `order`, int64, names along `dim`, where x must have `num_tokens` (ValueError otherwise)."""
+    if not -x.dim() <= dim < x.dim() or x.shape[dim] != num_tokens:
+        raise ValueError(f"x has shape {list(x.shape)}; expected {num_tokens} tokens along dimension {dim}")
+    return x.index_select(dim, order)
 
 
 def _kind(value: object) -> str:

@@ -41,6 +41,24 @@ def unpack_bits(bits: Tensor, block_k: int) -> Tensor:
     return (bits[..., None] >> shifts & 1).flatten(-2)[..., :block_k].bool()
 
 
+def kept_pairs(
+    lists: tuple[Tensor, Tensor, Tensor | None], lengths: tuple[Tensor, Tensor], bits: Tensor | None, block_k: int
+) -> int:
+    """Token pairs that a layout keeps, over its Bx and Hx.
+
+    lists: which entries count, bool, the blocks of keys, and the masks or None, each [Bx, Hx, NQ, M]. lengths: valid
+    tokens of blocks of queries [NQ] and of keys [NK].
+    """
+    (listed, idx, mask_idx), (q_len, k_len) = lists, lengths
+    keys = torch.where(listed, k_len.long()[idx.long()], 0)
+    pairs = keys * q_len[:, None]
+    if mask_idx is not None and bits is not None:
+        partial = mask_idx >= 0
+        rows = q_len[:, None].expand_as(keys)[partial]
+        pairs[partial] = count_pairs(bits, block_k, mask_idx[partial], rows, keys[partial])
+    return int(pairs.sum())
+
+
 def count_pairs(bits: Tensor, block_k: int, masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Pairs that a mask keeps of the first rows and columns of its block, int64, in the shape of `masks`.
 

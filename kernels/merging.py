@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.arguments import check, check_floating, check_kind
+
+_LSE_DTYPES = (torch.float32, torch.float64)
+
 
 def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Merge attentions over disjoint sets of keys.
@@ -19,15 +23,31 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     Returns the attention over all keys and its lse, by the same dtypes; where no part saw a key 0 and -inf.
     Differentiable in all arguments. Raises ValueError naming the argument that does not fit.
     """
+    _check_parts(outs, lses)
+    return _merge(list(outs), list(lses))
+
+
+def _check_parts(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> None:
+    check_kind("outs", outs, Sequence)
+    check_kind("lses", lses, Sequence)
     if not outs or len(outs) != len(lses):
         raise ValueError(f"outs holds {len(outs)} and lses {len(lses)} tensors; expected as many, at least one.")
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
-        if out.ndim != 4 or out.shape != outs[0].shape or out.dtype != outs[0].dtype:
-            raise ValueError(f"outs[{i}] is {out.dtype} {list(out.shape)}; expected [B, H, N, V] as outs[0]: "
-                             f"{outs[0].dtype} {list(outs[0].shape)}.")
-        if lse.shape != out.shape[:3] or lse.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"lses[{i}] is {lse.dtype} {list(lse.shape)}; expected fp32 {list(out.shape[:3])}.")
-    return _merge(list(outs), list(lses))
+        _check_part(f"outs[{i}]", out, outs[0], 4, "[batch, heads, queries, channels]")
+        _check_part(f"lses[{i}]", lse, lses[0], 3, "[batch, heads, queries]")
+    rows = outs[0].shape[:3]
+    check(lses[0].shape == rows, "lses[0]", lses[0].shape, list(rows), ", the queries of outs[0]")
+    check(lses[0].dtype in _LSE_DTYPES, "lses[0]", lses[0].dtype, "torch.float32 or torch.float64")
+    check(lses[0].device == outs[0].device, "lses[0]", lses[0].device, outs[0].device, ", as outs[0] is")
+
+
+def _check_part(name: str, x: Tensor, first: Tensor, ndim: int, dims: str) -> None:
+    """Refuse what is no tensor of these dimensions, and what is not of the kind that the first of its list is."""
+    check_floating(name, x, ndim, dims)
+    of_first = ", as the first of them is"
+    check(x.shape == first.shape, name, x.shape, first.shape, of_first)
+    check(x.dtype == first.dtype, name, x.dtype, first.dtype, of_first)
+    check(x.device == first.device, name, x.device, first.device, of_first)
 
 
 @torch.library.custom_op("mezzotint::merge_attention", mutates_args=())

@@ -72,7 +72,7 @@ def chosen_backend(x: Tensor, shift: Tensor, scale: Tensor, *, backend: str = "a
     if backend == "auto":
         best = "triton" if x.device.type == "cuda" else "cpu"
         return best if _why_not(best, x, shift, scale) is None else "torch"
-    check(backend in BACKENDS, "backend", backend, ["auto", *BACKENDS])
+    check(backend in [*BACKENDS], "backend", backend, ["auto", *BACKENDS])
     reason = _why_not(backend, x, shift, scale)
     if reason:
         raise ValueError(f"backend is {backend!r}; it cannot run here, since {reason}.")
@@ -94,7 +94,8 @@ def _check_arguments(x: Tensor, shift: Tensor, scale: Tensor, norm: str, eps: fl
         check_device(name, given, x.device)
     check(shift.dtype == scale.dtype, "shift", shift.dtype, scale.dtype, ", as scale is")
     check(norm in NORMS, "norm", norm, "'layer' or 'rms'")
-    check(math.isfinite(eps) and eps > 0, "eps", eps, "a finite number above 0")
+    number = isinstance(eps, (int, float)) and not isinstance(eps, bool)
+    check(number and 0 < eps < math.inf, "eps", eps, "a finite number above 0")
 
 
 def _why_not(name: str, x: Tensor, shift: Tensor, scale: Tensor) -> str | None:

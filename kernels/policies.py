@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.arguments import check_kind, check_whole
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.layout_algebra import full_like, intersect, per_head, split_blocks, union, with_map, with_mask
 from mezzotint.kernels.layout_masks import ABSENT, WHOLE, lists_from_map, pack_bits
-from mezzotint.kernels.tile_order import tile_order
+from mezzotint.kernels.tile_order import sides_of, tile_order
+from mezzotint.kernels.token_positions import positions_of
 
 __all__ = [
     "causal",
@@ -104,12 +106,11 @@ def local_3d(
 
 def _local(grid: tuple[int, ...], window: tuple[int, ...], tile: tuple[int, ...], device: Device) -> BlockLayout:
     order = tile_order(grid, tile, device)
-    if len(window) != len(grid) or any(size < 1 for size in window):
-        raise ValueError(f"window is {window}; expected at least 1 token along each of the grid's {len(grid)} axes")
+    window = sides_of("window", window, len(order.grid))
     tiles = len(order.coords)
     mask = torch.ones((tiles, tiles), dtype=torch.bool, device=order.coords.device)
     for axis, count in enumerate(order.num_tiles):
-        size = min(count, -(-window[axis] // tile[axis]))
+        size = min(count, -(-window[axis] // order.tile[axis]))
         place = order.coords[:, axis]
         start = (place - size // 2).clamp(0, count - size)[:, None]
         mask &= (place >= start) & (place < start + size)
@@ -140,8 +141,8 @@ def radial(
         ValueError: a grid or tile that is not as above.
     """
     order = tile_order(grid, tile, device)
-    if len(grid) != 3:
-        raise ValueError(f"grid is {tuple(grid)}; expected (frames, rows, columns)")
+    if len(order.grid) != 3:
+        raise ValueError(f"grid is {order.grid}; expected (frames, rows, columns)")
     _, rows, columns = order.num_tiles
     frame_gap, row_gap, column_gap = (
         (place[:, None] - place).abs() for place in (order.coords[:, axis] for axis in range(3))
@@ -171,9 +172,9 @@ def strided_shards(local: BlockLayout, *, heads: int, stride: int) -> BlockLayou
     Raises:
         ValueError: heads or stride below 1, or `local` has another number of heads.
     """
-    for name, value in (("heads", heads), ("stride", stride)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    check_kind("local", local, BlockLayout)
+    check_whole("heads", heads, 1)
+    check_whole("stride", stride, 1)
     if local.kv_num.shape[1] not in (1, heads):
         raise ValueError(f"local has {local.kv_num.shape[1]} heads; expected 1 or {heads}, heads")
     head = torch.arange(heads, device=local.device)[:, None, None]
@@ -199,8 +200,9 @@ def sinks(layout: BlockLayout, tokens: Sequence[int] | Tensor) -> BlockLayout:
 
     Raises ValueError for an index that is no token.
     """
+    check_kind("layout", layout, BlockLayout)
     mask = torch.zeros((1, 1, layout.num_q_blocks, layout.num_k_blocks), dtype=torch.bool, device=layout.device)
-    mask[..., _positions(layout, tokens) // layout.block_k] = True
+    mask[..., positions_of(layout, tokens) // layout.block_k] = True
     return union(layout, with_mask(layout, mask))
 
 
@@ -210,7 +212,7 @@ def global_tokens(layout: BlockLayout, tokens: Sequence[int] | Tensor) -> BlockL
     Raises ValueError for an index that is no token, and where queries and keys are not the same tokens.
     """
     _check_self(layout, "a global token")
-    positions = _positions(layout, tokens)
+    positions = positions_of(layout, tokens)
     mask = torch.zeros((1, 1, layout.num_q_blocks, layout.num_k_blocks), dtype=torch.bool, device=layout.device)
     mask[..., positions // layout.block_k] = True
     mask[..., positions // layout.block_q, :] = True
@@ -231,8 +233,7 @@ def text_first(layout: BlockLayout, num_text: int) -> BlockLayout:
         ValueError: num_text below 1, or queries and keys of `layout` are not the same tokens.
     """
     _check_self(layout, "a joint sequence")
-    if num_text < 1:
-        raise ValueError(f"num_text is {num_text}; expected at least 1")
+    check_whole("num_text", num_text, 1)
     largest = max(layout.block_q, layout.block_k)
     padded = -(-num_text // largest) * largest
     q_len, k_len = (
@@ -283,15 +284,7 @@ def _power_of_two_below(distance: Tensor) -> Tensor:
     return powers[torch.bucketize(distance.clamp(min=1), powers, right=True) - 1]
 
 
-def _positions(layout: BlockLayout, tokens: Sequence[int] | Tensor) -> Tensor:
-    index = torch.as_tensor(tokens, dtype=torch.int64, device=layout.device).reshape(-1)
-    limit = layout.num_k if layout.inv_perm is None else layout.inv_perm.numel()
-    bad = (index < 0) | (index >= limit)
-    if bool(bad.any()):
-        raise ValueError(f"tokens holds {int(index[bad][0])}; expected 0 to {limit - 1}")
-    return index if layout.inv_perm is None else layout.inv_perm[index]
-
-
 def _check_self(layout: BlockLayout, purpose: str) -> None:
+    check_kind("layout", layout, BlockLayout)
     if layout.num_q != layout.num_k:
         raise ValueError(f"layout has {layout.num_q} queries and {layout.num_k} keys; expected as many for {purpose}")

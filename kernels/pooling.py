@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.arguments import check_floating, check_kind, check_whole
+from mezzotint.kernels.layout_check import check_lengths
 from mezzotint.kernels.layout_conversion import valid_tokens, whole_lengths
 
 
@@ -15,16 +17,17 @@ def pool_blocks(x: Tensor, block: int, lengths: Tensor | None = None) -> Tensor:
     """Mean of each block's valid tokens; 0 where a block has none.
 
     x [B, H, N, D] -> [B, H, ceil(N / block), D], in float32 (float64 for float64 input). lengths int32 [NB]: the first
-    tokens of each block that count; None is all. Padding may hold anything, NaN too. Differentiable in x. Raises
-    ValueError where block is below 1 or the shapes or devices do not fit.
+    tokens of each block that count; None is all. Padding may hold anything, NaN too. Differentiable in x.
+
+    Raises ValueError naming the argument, its value and what was expected; values of `lengths` are looked at on a CPU
+    only.
     """
-    if block < 1:
-        raise ValueError(f"block is {block}; expected at least 1 token")
-    if x.dim() != 4 or not x.dtype.is_floating_point:
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}; expected floating point [batch, heads, tokens, channels]")
+    check_whole("block", block, 1, "a number of tokens")
+    check_floating("x", x, 4, "[batch, heads, tokens, channels]")
     blocks = -(-x.shape[2] // block)
     if lengths is None:
         lengths = whole_lengths(x.shape[2], block, x.device)
+    check_kind("lengths", lengths, Tensor)
     if lengths.shape != (blocks,) or lengths.dtype != torch.int32:
         raise ValueError(f"lengths is {lengths.dtype} {list(lengths.shape)}; expected int32 [{blocks}], one a block")
     if lengths.device != x.device:
@@ -35,6 +38,8 @@ def pool_blocks(x: Tensor, block: int, lengths: Tensor | None = None) -> Tensor:
 @torch.library.custom_op("mezzotint::pool_blocks", mutates_args=())
 def _pool(x: Tensor, lengths: Tensor, block: int) -> Tensor:
     batch, heads, tokens, channels = x.shape
+    if lengths.device.type == "cpu":  # a look at them on a GPU would wait for it
+        check_lengths("lengths", lengths, whole_lengths(tokens, block, lengths.device))
     wide = torch.where(valid_tokens(lengths, block)[:tokens, None], x.to(_wide(x)), 0.0)
     padded = torch.nn.functional.pad(wide, (0, 0, 0, len(lengths) * block - tokens))
     total = padded.view(batch, heads, len(lengths), block, channels).sum(-2)

@@ -10,6 +10,7 @@ Bx and Hx batch and heads or 1, R regions.
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.arguments import check_device, check_finite, check_floating, check_kind, check_whole
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.layout_algebra import check_same_tokens, select_blocks, union, with_mask
 from mezzotint.kernels.layout_cache import LayoutCache
@@ -28,11 +29,11 @@ def block_scores(q: Tensor, k: Tensor, candidates: BlockLayout, *, scale: float 
         scale: of the products; None is D ** -0.5.
 
     Raises:
-        ValueError: q or k does not have the layout's tokens, or H is no multiple of G.
+        ValueError: q or k does not have the layout's tokens, or is no fit for the other.
     """
-    for name, x, tokens in (("q", q, candidates.num_q), ("k", k, candidates.num_k)):
-        if x.dim() != 4 or x.shape[2] != tokens:
-            raise ValueError(f"{name} has shape {list(x.shape)}; expected [batch, heads, {tokens}, channels]")
+    _check_pooled(q, k, candidates)
+    if scale is not None:
+        check_finite("scale", scale)
     pooled_q = pool_blocks(q, candidates.block_q, candidates.q_lengths())
     pooled_k = pool_blocks(k, candidates.block_k, candidates.k_lengths())
     return _products(pooled_q, pooled_k, scale)
@@ -46,8 +47,10 @@ def share_heads(scores: Tensor, groups: int) -> Tensor:
     many groups as key heads lets all readers of one key head share its blocks. Raises ValueError where groups does not
     divide H.
     """
+    check_floating("scores", scores, 4, "[batch, heads, blocks, blocks]")
     heads = scores.shape[1]
-    if groups < 1 or heads % groups:
+    check_whole("groups", groups, 1)
+    if heads % groups:
         raise ValueError(f"groups is {groups}; expected a divisor of the {heads} heads")
     mean = scores.unflatten(1, (groups, heads // groups)).mean(2)
     return mean if groups == 1 else mean.repeat_interleave(heads // groups, dim=1)
@@ -71,8 +74,7 @@ def top_blocks(
     Raises:
         ValueError: count below 1, scores of another shape, or `always` over other tokens.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}; expected at least 1 block")
+    check_whole("count", count, 1, "a number of blocks")
     allowed, kept = _choices(scores, candidates, always)
     order = _ranking(scores, allowed, kept)[..., :count]
     chosen = torch.zeros_like(allowed).scatter_(-1, order, True) & allowed
@@ -102,10 +104,11 @@ def top_mass(
     Raises:
         ValueError: mass or max_count out of range, scores of another shape, or `always` over other tokens.
     """
+    check_finite("mass", mass)
     if not 0 < mass <= 1:
         raise ValueError(f"mass is {mass}; expected above 0 and at most 1")
-    if max_count is not None and max_count < 1:
-        raise ValueError(f"max_count is {max_count}; expected at least 1 block, or None")
+    if max_count is not None:
+        check_whole("max_count", max_count, 1, "a number of blocks, or None")
     allowed, kept = _choices(scores, candidates, always)
     weighed = (scores + candidates.k_lengths().to(scores.dtype).log()).masked_fill(~allowed, -torch.inf)
     # A row without candidates has no softmax (NaN); what is chosen of it is masked by `allowed` below.
@@ -148,6 +151,7 @@ def top_regions(
     Raises:
         ValueError: shapes that do not fit, count below 1, regions that are negative, or `always` over other tokens.
     """
+    _check_pooled(q, k, candidates)
     total = _count_regions(candidates, regions, count)
     regions = regions.to(candidates.device)
     pooled_q, pooled_k = (
@@ -171,9 +175,25 @@ def top_regions(
     return _keep(candidates, always, chosen, always.to_dense())
 
 
+def _check_pooled(q: Tensor, k: Tensor, candidates: BlockLayout) -> None:
+    """Refuse queries and keys that are not the layout's tokens, or do not fit each other."""
+    check_kind("candidates", candidates, BlockLayout)
+    for name, x, tokens in (("q", q, candidates.num_q), ("k", k, candidates.num_k)):
+        check_floating(name, x, 4, f"[batch, heads, {tokens}, channels]")
+        if x.shape[2] != tokens:
+            raise ValueError(f"{name} has shape {list(x.shape)}; expected [batch, heads, {tokens}, channels]")
+        check_device(name, x, candidates.device, "the layout")
+    (batch, heads, _, channels), key_heads = q.shape, k.shape[1]
+    if k.shape[0] != batch or k.shape[3] != channels or k.dtype != q.dtype:
+        expected = f"batch {batch} and {channels} channels of {q.dtype}, as q has"
+        raise ValueError(f"k has shape {list(k.shape)}, of {k.dtype}; expected {expected}")
+    if key_heads == 0 or heads % key_heads:
+        raise ValueError(f"k has {key_heads} heads; expected a divisor of q's {heads}")
+
+
 def _count_regions(candidates: BlockLayout, regions: Tensor, count: int) -> int:
-    if count < 1:
-        raise ValueError(f"count is {count}; expected at least 1 region")
+    check_whole("count", count, 1, "a number of regions")
+    check_kind("regions", regions, Tensor)
     blocks = candidates.num_q_blocks
     if candidates.num_k_blocks != blocks:
         raise ValueError(f"candidates has {blocks} x {candidates.num_k_blocks} blocks; expected as many of each")
@@ -186,10 +206,7 @@ def _count_regions(candidates: BlockLayout, regions: Tensor, count: int) -> int:
 
 
 def _products(pooled_q: Tensor, pooled_k: Tensor, scale: float | None) -> Tensor:
-    heads, key_heads = pooled_q.shape[1], pooled_k.shape[1]
-    if key_heads == 0 or heads % key_heads:
-        raise ValueError(f"k has {key_heads} heads; expected a divisor of q's {heads}")
-    pooled_k = pooled_k.repeat_interleave(heads // key_heads, dim=1)
+    pooled_k = pooled_k.repeat_interleave(pooled_q.shape[1] // pooled_k.shape[1], dim=1)
     return pooled_q @ pooled_k.transpose(-1, -2) * (pooled_q.shape[-1] ** -0.5 if scale is None else scale)
 
 
@@ -205,8 +222,11 @@ def _pool_regions(means: Tensor, lengths: Tensor, regions: Tensor, total: int) -
 
 def _choices(scores: Tensor, candidates: BlockLayout, always: BlockLayout | None) -> tuple[Tensor, Tensor]:
     """(candidates with a valid token, blocks kept in any case), both bool, the first of the scores' full shape."""
+    check_kind("candidates", candidates, BlockLayout)
     shape = (candidates.num_q_blocks, candidates.num_k_blocks)
-    if scores.dim() != 4 or scores.shape[-2:] != shape:
+    check_floating("scores", scores, 4, f"[batch, heads, {shape[0]}, {shape[1]}]")
+    check_device("scores", scores, candidates.device, "the layout")
+    if scores.shape[-2:] != shape:
         raise ValueError(f"scores has shape {list(scores.shape)}; expected [batch, heads, {shape[0]}, {shape[1]}]")
     _check_axes("candidates", candidates, scores)
     allowed = (candidates.to_dense() & (candidates.k_lengths() > 0)).expand(scores.shape)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.arguments import check_kind, is_whole
 from mezzotint.kernels.layout import BlockLayout
 from mezzotint.kernels.layout_check import BLOCK_SIZES
 from mezzotint.kernels.layout_conversion import whole_lengths
@@ -58,19 +59,25 @@ class TileOrder:
 
         region: tokens along each axis, multiples of the tile's (ValueError otherwise).
         """
-        if len(region) != len(self.tile) or any(
-            size < side or size % side for size, side in zip(region, self.tile, strict=True)
-        ):
+        region = sides_of("region", region, len(self.tile))
+        if any(size % side for size, side in zip(region, self.tile, strict=True)):
             raise ValueError(f"region is {region}; expected multiples of the tile {self.tile}")
         per_region = [size // side for size, side in zip(region, self.tile, strict=True)]
         num_regions = [-(-tiles // per) for tiles, per in zip(self.num_tiles, per_region, strict=True)]
         return _raster(self.coords // torch.tensor(per_region, device=self.coords.device), num_regions)
 
     def layout(self, mask: Tensor) -> BlockLayout:
-        """A layout over this order; mask is bool [P, P], or [Hx, P, P] with one mask a query head."""
+        """A layout over this order; mask is bool [P, P], or [Hx, P, P] with one mask a query head.
+
+        Raises ValueError for another mask.
+        """
+        check_kind("mask", mask, Tensor)
+        tiles = len(self.coords)
+        if mask.dim() not in (2, 3) or mask.shape[-2:] != (tiles, tiles):
+            raise ValueError(f"mask has shape {list(mask.shape)}; expected [{tiles}, {tiles}], maybe for each head")
         lengths = None if self.num_positions == self.num_tokens else self.lengths
         return BlockLayout.from_dense(
-            mask.view(1, -1, *mask.shape[-2:]),
+            mask.reshape(1, -1, tiles, tiles),
             block_q=math.prod(self.tile),
             block_k=math.prod(self.tile),
             num_q=self.num_positions,
@@ -88,14 +95,24 @@ def tile_order(grid: tuple[int, ...], tile: tuple[int, ...], device: torch.devic
 
     grid and tile hold tokens along each axis; a tile has 16, 32, 64 or 128 tokens. Raises ValueError otherwise.
     """
-    grid, tile = tuple(grid), tuple(tile)
-    if not grid or any(size < 1 for size in grid):
-        raise ValueError(f"grid is {grid}; expected at least 1 token along each axis")
-    if len(tile) != len(grid) or any(size < 1 for size in tile):
-        raise ValueError(f"tile is {tile}; expected at least 1 token along each of the grid's {len(grid)} axes")
+    grid = sides_of("grid", grid)
+    tile = sides_of("tile", tile, len(grid))
     if math.prod(tile) not in BLOCK_SIZES:
         raise ValueError(f"tile is {tile}, {math.prod(tile)} tokens; expected one of {BLOCK_SIZES}")
     return _build(grid, tile, torch.empty(0, device=device).device)
+
+
+def sides_of(name: str, sides: object, num_axes: int | None = None) -> tuple[int, ...]:
+    """Tokens along each axis of a grid; None is any number of axes above 0.
+
+    Raises ValueError for another number of them, and for what are no whole numbers of at least 1.
+    """
+    given = tuple(sides) if isinstance(sides, Sequence) else ()
+    whole = all(is_whole(side) and side >= 1 for side in given)
+    if not given or not whole or num_axes not in (None, len(given)):
+        axes = "axis" if num_axes is None else f"of the grid's {num_axes} axes"
+        raise ValueError(f"{name} is {sides!r}; expected at least 1 token along each {axes}")
+    return given
 
 
 @functools.lru_cache(maxsize=32)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mezzotint.kernels.layout import BlockLayout
+from mezzotint.kernels.strides import broadcast_strides
 from mezzotint.kernels.triton_configs import VECTOR_BYTES
 
 _STRIDES = [f"{name}_stride_{dim}" for name in ("q", "k", "v", "d_out", "bias", "num", "idx") for dim in "bhn"]
@@ -28,7 +29,7 @@ def channel_arguments(**tensors: Tensor) -> dict[str, Any]:
     for name, x in tensors.items():
         x = aligned(x)
         unit = VECTOR_BYTES // x.element_size()
-        arguments |= {f"{name}_ptr": x, **_named(name, [stride // unit for stride in _strides(x)])}
+        arguments |= {f"{name}_ptr": x, **_named(name, [stride // unit for stride in broadcast_strides(x, 3)])}
     return arguments
 
 
@@ -38,7 +39,7 @@ def aligned(x: Tensor) -> Tensor:
     Rows that are 2**24 elements apart or more are copied, too.
     """
     unit = VECTOR_BYTES // x.element_size()
-    strides = _strides(x)
+    strides = broadcast_strides(x, 3)
     dense = (x.stride(-1) == 1 or x.shape[-1] == 1) and strides[2] < _WIDEST_ROW
     if dense and x.data_ptr() % VECTOR_BYTES == 0 and all(stride % unit == 0 for stride in strides):
         return x
@@ -51,7 +52,7 @@ def bias_arguments(key_bias: Tensor | None) -> dict[str, Any]:
     if key_bias is None:
         return {"bias_ptr": None, **_named("bias", (0, 0))}
     key_bias = key_bias.contiguous()
-    return {"bias_ptr": key_bias, **_named("bias", _strides(key_bias)[:2])}
+    return {"bias_ptr": key_bias, **_named("bias", broadcast_strides(key_bias, 2))}
 
 
 def list_arguments(num: Tensor, idx: Tensor, mask_idx: Tensor | None, bits: Tensor | None) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def list_arguments(num: Tensor, idx: Tensor, mask_idx: Tensor | None, bits: Tens
     mask_idx, bits = (x if x is None else x.contiguous() for x in (mask_idx, bits))
     return {
         "num_ptr": num, "idx_ptr": idx, "mask_ptr": mask_idx, "bits_ptr": bits,
-        **_named("num", _strides(num)[:2]), **_named("idx", _strides(idx)),
+        **_named("num", broadcast_strides(num, 2)), **_named("idx", broadcast_strides(idx, 3)),
     }  # fmt: skip
 
 
@@ -75,8 +76,3 @@ def token_arguments(layout: BlockLayout) -> dict[str, Any]:
 
 def _named(name: str, strides: Any) -> dict[str, int]:
     return {f"{name}_stride_{dim}": stride for dim, stride in zip("bhn", strides, strict=False)}
-
-
-def _strides(x: Tensor) -> tuple[int, ...]:
-    """Of the first three dimensions; 0 where the size is 1, so that it broadcasts."""
-    return tuple(s if size > 1 else 0 for s, size in zip(x.stride()[:3], x.shape[:3], strict=True))

@@ -5,40 +5,10 @@
  * run time, by the caller, among those that kernels_level() allows.
  */
 #include "call.h"
-#include "level.h"
 #include "team.h"
 
-#define FN(name) name##_generic
-#define TARGET
-#define PAIR 1
-#define WIDTH 4
-#define VECTORS "vector_generic.h"
-#include "variant.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
-#define FN(name) name##_avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define PAIR 1
-#define WIDTH 8
-#define VECTORS "vector_avx2.h"
-#include "variant.h"
-
-#define FN(name) name##_avx512
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
-#define PAIR 1
-#define WIDTH 16
-#define VECTORS "vector_avx512.h"
-#include "variant.h"
-
-#define FN(name) name##_avx512_bf16
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define PAIR 2
-#define WIDTH 16
-#define VECTORS "vector_avx512.h"
-#include "variant.h"
-#endif
+#define PASSES "variant.h"
+#include "each_level.h"
 
 struct variant {
     unit_function forward, backward;
@@ -48,14 +18,7 @@ struct variant {
 
 #define VARIANT(name) {forward_unit_##name, backward_unit_##name, forward_bytes_##name, backward_bytes_##name}
 
-static const struct variant variants[NUM_LEVELS] = {
-    [LEVEL_GENERIC] = VARIANT(generic),
-#if defined(__x86_64__)
-    [LEVEL_AVX2] = VARIANT(avx2),
-    [LEVEL_AVX512] = VARIANT(avx512),
-    [LEVEL_AVX512_BF16] = VARIANT(avx512_bf16),
-#endif
-};
+static const struct variant variants[NUM_LEVELS] = EACH_VARIANT;
 
 /* The bf16 dot product multiplies bf16 words; every other product multiplies floats, and reads bf16 as floats. */
 static const struct variant *variant_of(const struct attention_call *x) {

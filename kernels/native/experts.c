@@ -9,7 +9,6 @@
  * row, once, after it has summed its assignments in their order: nothing is zeroed beforehand, no two threads meet in
  * a row, and the same input gives the same bits for any number of threads.
  */
-#include "level.h"
 #include "memory.h"
 #include "team.h"
 
@@ -52,37 +51,8 @@ static inline char *out_at(const struct dispatch_call *x, int64_t row) {
     return (char *)x->out + row * x->channels * element_bytes(x->dtype);
 }
 
-#define FN(name) name##_generic
-#define TARGET
-#define PAIR 1
-#define WIDTH 4
-#define VECTORS "vector_generic.h"
-#include "experts_rows.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
-#define FN(name) name##_avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define PAIR 1
-#define WIDTH 8
-#define VECTORS "vector_avx2.h"
-#include "experts_rows.h"
-
-#define FN(name) name##_avx512
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
-#define PAIR 1
-#define WIDTH 16
-#define VECTORS "vector_avx512.h"
-#include "experts_rows.h"
-
-#define FN(name) name##_avx512_bf16
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define PAIR 2
-#define WIDTH 16
-#define VECTORS "vector_avx512.h"
-#include "experts_rows.h"
-#endif
+#define PASSES "experts_rows.h"
+#include "each_level.h"
 
 struct variant {
     unit_function scatter, scatter_backward;
@@ -90,14 +60,7 @@ struct variant {
 
 #define VARIANT(name) {scatter_unit_##name, scatter_backward_unit_##name}
 
-static const struct variant variants[NUM_LEVELS] = {
-    [LEVEL_GENERIC] = VARIANT(generic),
-#if defined(__x86_64__)
-    [LEVEL_AVX2] = VARIANT(avx2),
-    [LEVEL_AVX512] = VARIANT(avx512),
-    [LEVEL_AVX512_BF16] = VARIANT(avx512_bf16),
-#endif
-};
+static const struct variant variants[NUM_LEVELS] = EACH_VARIANT;
 
 static const struct variant *variant_of(const struct dispatch_call *x) {
     return x->level < 0 || x->level > best_level() ? NULL : &variants[x->level];

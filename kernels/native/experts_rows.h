@@ -1,13 +1,8 @@
-/* The passes over rows of channels for one instruction set: experts.c defines FN, TARGET, PAIR, WIDTH and VECTORS, and
- * includes this.
+/* The passes over rows of channels of experts.c for one instruction set; see one_level.h.
  *
  * Step functions take `count`, how many elements of the row are left: the constant WIDTH in the main loops, fewer at
  * the end of a row.
  */
-
-#define INLINE static inline __attribute__((always_inline)) TARGET
-
-#include VECTORS
 
 /* `vectors` vectors of a token's row, from channel c on: the sum of gate * y over its assignments. */
 INLINE void FN(scatter_step)(const struct dispatch_call *x, const int64_t *list, const int64_t *end, int64_t c,
@@ -78,14 +73,3 @@ static TARGET void FN(scatter_backward_unit)(const void *call, int64_t unit, voi
         else FN(scatter_backward_row)(x, a, ELEMENT_F32);
     }
 }
-
-#undef INLINE
-#undef VEC
-#undef VINT
-#undef MAX_COLUMNS
-#undef ROWS_AT_2_COLUMNS
-#undef FN
-#undef TARGET
-#undef PAIR
-#undef WIDTH
-#undef VECTORS

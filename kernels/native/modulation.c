@@ -9,7 +9,6 @@
  */
 #include <math.h>
 
-#include "level.h"
 #include "memory.h"
 #include "team.h"
 
@@ -42,37 +41,8 @@ static inline int64_t num_chunks(const struct modulation_call *x) { return (x->t
 /* Rows of floats that belong to channels are as long as this: whole vectors can then be read and written. */
 static inline int64_t padded_channels(const struct modulation_call *x) { return round_up(x->channels, 16); }
 
-#define FN(name) name##_generic
-#define TARGET
-#define PAIR 1
-#define WIDTH 4
-#define VECTORS "vector_generic.h"
-#include "modulation_rows.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
-#define FN(name) name##_avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define PAIR 1
-#define WIDTH 8
-#define VECTORS "vector_avx2.h"
-#include "modulation_rows.h"
-
-#define FN(name) name##_avx512
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
-#define PAIR 1
-#define WIDTH 16
-#define VECTORS "vector_avx512.h"
-#include "modulation_rows.h"
-
-#define FN(name) name##_avx512_bf16
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define PAIR 2
-#define WIDTH 16
-#define VECTORS "vector_avx512.h"
-#include "modulation_rows.h"
-#endif
+#define PASSES "modulation_rows.h"
+#include "each_level.h"
 
 struct variant {
     unit_function forward, backward, sum;
@@ -80,14 +50,7 @@ struct variant {
 
 #define VARIANT(name) {forward_unit_##name, backward_unit_##name, sum_unit_##name}
 
-static const struct variant variants[NUM_LEVELS] = {
-    [LEVEL_GENERIC] = VARIANT(generic),
-#if defined(__x86_64__)
-    [LEVEL_AVX2] = VARIANT(avx2),
-    [LEVEL_AVX512] = VARIANT(avx512),
-    [LEVEL_AVX512_BF16] = VARIANT(avx512_bf16),
-#endif
-};
+static const struct variant variants[NUM_LEVELS] = EACH_VARIANT;
 
 /* 0, or -1 where memory ran out. */
 static int64_t run(const struct modulation_call *x, unit_function units, int64_t count) {

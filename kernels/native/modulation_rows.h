@@ -1,13 +1,8 @@
-/* The passes over rows of channels for one instruction set: modulation.c defines FN, TARGET, PAIR, WIDTH and VECTORS,
- * and includes this.
+/* The passes over rows of channels of modulation.c for one instruction set; see one_level.h.
  *
  * A row is read two or three times, and every time but the first it comes from the nearest cache. Step functions take
  * `count`, how many elements of the row are left: the constant WIDTH in the main loops, fewer at the end of a row.
  */
-
-#define INLINE static inline __attribute__((always_inline)) TARGET
-
-#include VECTORS
 
 /* Tokens first .. last - 1 of a picture. */
 struct FN(span) {
@@ -187,14 +182,3 @@ static TARGET void FN(sum_unit)(const void *call, int64_t unit, void *memory) {
         FN(store_elements)((char *)x->d_scale + at, x->condition_dtype, d_scale, x->channels - c);
     }
 }
-
-#undef INLINE
-#undef VEC
-#undef VINT
-#undef MAX_COLUMNS
-#undef ROWS_AT_2_COLUMNS
-#undef FN
-#undef TARGET
-#undef PAIR
-#undef WIDTH
-#undef VECTORS

@@ -1,11 +1,9 @@
-/* Both passes for one instruction set: attention.c defines FN, TARGET, PAIR, WIDTH and VECTORS, and includes this. */
+/* Both passes of attention.c for one instruction set; see one_level.h. */
 
-#define INLINE static inline __attribute__((always_inline)) TARGET
 #define WORD FN(word)
 #define TILE_OF(rows, columns) FN(tile_##rows##_##columns)
 #define TILE(rows, columns) TILE_OF(rows, columns)
 
-#include VECTORS
 #include "vector_math.h"
 #include "product.h"
 #include "pack.h"
@@ -23,19 +21,9 @@ static size_t FN(backward_bytes)(const struct attention_call *x) {
     return FN(backward_carve)(x, NULL, &scratch);
 }
 
-#undef INLINE
 #undef WORD
 #undef TILE_OF
 #undef TILE
-#undef VEC
-#undef VINT
-#undef MAX_COLUMNS
-#undef ROWS_AT_2_COLUMNS
 #undef SCORE_UNIT
 #undef FORWARD_KEYS
 #undef BACKWARD_KEYS
-#undef FN
-#undef TARGET
-#undef PAIR
-#undef WIDTH
-#undef VECTORS

@@ -101,8 +101,10 @@ def test_a_broken_limit_is_a_sentence(change: dict[str, int], said: str) -> None
 
 
 def test_architectures_without_limits_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"archs has \[75\]"):
-        compile_report(archs=(75,))
+    from mezzotint.kernels.compile_cases import attention_case
+
+    with pytest.raises(ValueError, match=r"archs has \[75\]; expected some of \[80, 90\]"):
+        attention_case("forward", 72, "bf16", 128, archs=(75, 90))
 
 
 def test_tiles_that_the_device_has_no_room_for_are_refused_by_the_launch() -> None:

@@ -248,7 +248,7 @@ def test_a_dense_mask_that_does_not_fit_is_refused(mask: Tensor, message: str) -
         ([0, 1, 2], [0, 1], "row_ptr has 3 entries; expected 4"),
         ([0, 2, 1, 3], [0, 1, 2], "its least step is -1"),
         ([0, 1, 2, 4], [0, 1, 2], "row_ptr runs from 0 to 4"),
-        ([0, 1, 2, 3], [0, 1, 3], r"kv_idx\[0, 0, 2, 0\] is 3"),
+        ([0, 1, 2, 3], [0, 1, 3], r"col_idx\[2\] is 3; expected 0 to 2"),
         ([0, 0, 0, 2], [1, 0], r"kv_idx\[0, 0, 2\] is not sorted"),
     ],
 )

@@ -62,8 +62,8 @@ def test_pooling_is_an_operation_that_torch_can_trace() -> None:
 @pytest.mark.parametrize(
     ("x", "block", "lengths", "message"),
     [
-        (torch.zeros(1, 20, 4), 16, None, r"x is torch.float32 \[1, 20, 4\]"),
-        (torch.zeros(1, 1, 20, 4, dtype=torch.int32), 16, None, "x is torch.int32"),
+        (torch.zeros(1, 20, 4), 16, None, r"x is of shape \[1, 20, 4\]"),
+        (torch.zeros(1, 1, 20, 4, dtype=torch.int32), 16, None, "x is of torch.int32"),
         (torch.zeros(1, 1, 20, 4), 0, None, "block is 0"),
         (torch.zeros(1, 1, 20, 4), 16, torch.tensor([16], dtype=torch.int32), r"expected int32 \[2\]"),
         (torch.zeros(1, 1, 20, 4), 16, torch.tensor([16, 4]), "lengths is torch.int64"),
