@@ -1,5 +1,6 @@
 """What self-attention costs under each pattern of `DiTConfig.attention`. Pure arithmetic."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -32,12 +33,46 @@ def attention_cost(config: DiTConfig, grid: Grid, num_text: int) -> AttentionCos
     positions = (text_blocks + tiles) * block
     if config.attention == "window":
         return AttentionCost(positions=positions, pairs=tokens**2 - prod(grid) ** 2 + _window_pairs(config, grid))
-    blocks = text_blocks + tiles
+    return _routed_cost(config, prod(grid), tiles, num_text, positions)
+
+
+def kept_attention_cost(config: DiTConfig, grid: Grid, num_text: int, kept: int) -> AttentionCost:
+    """Cost of one self-attention over num_text tokens and `kept` of the grid's.
+
+    Exact for "full", and for "routed" where they fill whole blocks; for "window" the mean over tokens that are kept
+    one by one at random, rounded.
+    """
+    tokens, block = num_text + kept, config.attention_tile**2
+    if config.attention == "full":
+        return AttentionCost(positions=tokens, pairs=tokens**2)
+    positions = ceil(num_text / block) * block + kept
+    if config.attention == "routed":
+        return _routed_cost(config, kept, ceil(kept / block), num_text, positions)
+    total = prod(grid)
+    others = _window_pairs(config, grid) - total  # a pair of different tokens is kept when both are
+    image_pairs = kept + (round(others * kept * (kept - 1) / (total * (total - 1))) if total > 1 else 0)
+    return AttentionCost(positions=positions, pairs=tokens**2 - kept**2 + image_pairs)
+
+
+def _routed_cost(
+    config: DiTConfig, image_tokens: int, image_blocks: int, num_text: int, positions: int
+) -> AttentionCost:
+    text_blocks = ceil(num_text / config.attention_tile**2)
+    blocks = text_blocks + image_blocks
     seen = min(max(kept_blocks(config, blocks), text_blocks + 1), blocks) - text_blocks
-    image_pairs = prod(grid) * seen * prod(grid) // tiles
-    return AttentionCost(
-        positions=positions, pairs=tokens**2 - prod(grid) ** 2 + image_pairs, routing_pairs=blocks**2
-    )
+    image_pairs = image_tokens * seen * image_tokens // image_blocks
+    pairs = (num_text + image_tokens) ** 2 - image_tokens**2 + image_pairs
+    return AttentionCost(positions=positions, pairs=pairs, routing_pairs=blocks**2)
+
+
+def stretch_starts(kinds: Sequence[object], cut: int | None = None) -> list[int]:
+    """For each block the first of the consecutive blocks of its kind, which run on the same tokens in one order and
+    share their routed choices. cut: a block that begins anew in any case."""
+    starts: list[int] = []
+    for index, kind in enumerate(kinds):
+        alike = index > 0 and index != cut and kind == kinds[index - 1]
+        starts.append(starts[-1] if alike else index)
+    return starts
 
 
 def kept_blocks(config: DiTConfig, blocks: int) -> int:

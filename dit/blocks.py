@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mezzotint.dit.attention import CrossAttention, MeanAttention, SelfAttention
 from mezzotint.dit.block_shape import BlockShape
+from mezzotint.dit.experts import Experts
 from mezzotint.dit.layers import NORM_EPS, ModulatedNorm, make_mlp, make_norm
 from mezzotint.dit.segment_layout import Role
 from mezzotint.dit.segments import Merge
@@ -20,22 +21,26 @@ from mezzotint.dit.surroundings import Surroundings
 
 
 class ModulatedBlock(nn.Module):
-    """What all kinds of blocks share. mlp_norm_eps: added to the variance before the feed-forward."""
+    """What all kinds of blocks share. mlp_norm_eps: added to the variance before the feed-forward. experts: take its
+    place."""
 
-    def __init__(self, config: BlockShape, role: Role = "dense", mlp_norm_eps: float = NORM_EPS) -> None:
+    def __init__(
+        self, config: BlockShape, role: Role = "dense", mlp_norm_eps: float = NORM_EPS, experts: Experts | None = None
+    ) -> None:
         super().__init__()
         self.role = role
         self.norm1 = ModulatedNorm(config)
         self.attn = make_mixer(config, role)
         self.norm2 = ModulatedNorm(config, mlp_norm_eps)
-        self.mlp = make_mlp(config)
+        self.mlp = make_mlp(config) if experts is None else experts
         self.cross_norm = make_norm(config) if config.text_conditioning == "cross" else None
         self.cross = CrossAttention(config) if config.text_conditioning == "cross" else None
         self.merge = Merge(config.hidden_size) if role == "recovery" else None
 
     def last_linears(self) -> list[nn.Linear]:
-        """The Linears whose outputs are added to the tokens."""
-        return [self.attn.proj, self.mlp.fc2] + ([self.cross.proj] if self.cross is not None else [])
+        """The Linears whose outputs are added to the tokens; experts have none."""
+        linears = [self.attn.proj] + ([] if isinstance(self.mlp, Experts) else [self.mlp.fc2])
+        return linears + ([self.cross.proj] if self.cross is not None else [])
 
     def modulate(self, given: Tensor) -> Sequence[Tensor]:
         """Shift, scale and gate of both halves, six of [B, C], from what the network gives to each block."""
@@ -54,8 +59,12 @@ class ModulatedBlock(nn.Module):
         if self.cross is not None:
             assert self.cross_norm is not None
             x_BNC = x_BNC + self.cross(self.cross_norm(x_BNC), around.text, around.text_mask)
-        fed = self.mlp(self.norm2(x_BNC, shift2, scale2))
+        fed = self.feed(self.norm2(x_BNC, shift2, scale2), around)
         return torch.addcmul(x_BNC, fed, gate2[:, None])
+
+    def feed(self, x_BNC: Tensor, around: Surroundings) -> Tensor:
+        """The feed-forward half; experts never take padding for a token."""
+        return self.mlp(x_BNC, around.real) if isinstance(self.mlp, Experts) else self.mlp(x_BNC)
 
     def mix(self, x_BNC: Tensor, other_BMC: Tensor | None, around: Surroundings) -> Tensor:
         """What each token gets of the others [B, N, C], or [B, 1, C] where all get the same."""
@@ -79,8 +88,8 @@ class Block(ModulatedBlock):
     """One modulation table is shared by all blocks (PixArt's adaLN-single, arXiv 2310.00426): it is computed once a
     pass, and each block adds a small table of its own."""
 
-    def __init__(self, config: BlockShape, role: Role = "dense") -> None:
-        super().__init__(config, role)
+    def __init__(self, config: BlockShape, role: Role = "dense", experts: Experts | None = None) -> None:
+        super().__init__(config, role, experts=experts)
         self.table = nn.Parameter(torch.zeros(6, config.hidden_size))
 
     def modulate(self, given: Tensor) -> Sequence[Tensor]:

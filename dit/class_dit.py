@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mezzotint.dit.adaln_blocks import AdaLNBlock, initialise_adaln
+from mezzotint.dit.block_order import ModulePass
 from mezzotint.dit.blocks import FinalLayer
 from mezzotint.dit.class_condition import ClassCondition
 from mezzotint.dit.density import Grid
@@ -64,19 +65,21 @@ class ClassDiT(LatentNetwork):
         nn.init.zeros_(self.final.linear.weight)
 
     def forward(
-        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, grid: Grid | None = None
+        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, grid: Grid | None = None, *,
+        module_pass: ModulePass | None = None,
     ) -> Tensor:
         """Predict.
 
         x: noisy latents [B, c, H, W]; H and W multiples of patch_size.
         timestep: [B], 0 to 999 (may be fractional). class_labels: [B]; num_classes is no label.
         grid: rows and columns of the sparse tokens, at most the full grid; None takes default_grid.
+        module_pass: stands in the place of the sparse-dense modules of a network with segments; None runs them.
         Returns [B, c, H, W] in the network's dtype, or [B, 2c, H, W] with learn_sigma: the noise, then the variance.
         Raises ValueError where a size does not fit.
         """
         tokens, full = self._embed(x)
         conditions = [embed(timestep, class_labels) for embed in self.conditions]
-        tokens = self._transform(tokens, full, grid, conditions, Surroundings())
+        tokens = self._transform(tokens, full, grid, conditions, Surroundings(), module_pass)
         return unpatchify(self.final(tokens, conditions[0]), full, self.shape.patch_size)
 
     def forward_with_cfg(

@@ -29,8 +29,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _MORE_THAN_0 = (
     "sample_size", "in_channels", "patch_size", "hidden_size", "num_layers", "num_heads", "mlp_ratio",
-    "attention_window", "attention_share_layers", "text_size", "max_text_tokens", "rope_theta", "noise_scale",
-    "data_std",
+    "attention_window", "attention_share_layers", "expert_capacity", "experts_every", "text_size", "max_text_tokens",
+    "rope_theta", "noise_scale", "data_std",
 )
 
 
@@ -53,11 +53,17 @@ class DiTConfig:
     attention: which image tokens see each other. "full": all; "window": each square tile of tokens sees a window of
         tiles around it; "routed": each tile sees the tiles whose pooled keys fit its pooled query best, chosen in
         every layer and head (BiFormer, arXiv 2303.08810). Text is always seen, and sees all.
-    attention_tile: side of a tile in tokens, 4 or 8. attention_window: side of the window in tokens.
+    attention_tile: side of a tile in tokens, 4 or 8. attention_window: side of the window in tokens. With segments
+        both are counted in tokens of each grid, so that sparse ones see further.
     attention_keep: share of the blocks that routing keeps.
     attention_share_layers: consecutive layers that share one routed choice, that of the first of them.
     segments: layout of token density as `SegmentLayout` writes it, "1 + 2x[1,2,1,1] + 1"; None is a dense network.
         Only image tokens are pooled, text stays whole.
+    mixer_layers: blocks in front of the others that see all image tokens, before some are dropped in training
+        (deferred masking, MicroDiT, arXiv 2407.15811).
+    num_experts: experts in the feed-forward of every experts_every-th block, never the last; 0 for none. They have two
+        matrices with an exact GELU of mlp_ratio times hidden_size each, whatever mlp says.
+    expert_capacity: experts that a token has on average; each expert takes its best tokens of a picture.
     prediction: what the network returns, the clean picture ("x") or the velocity ("v").
     noise_scale: standard deviation of the noise at t = 1. A patch of p x p x c values averages unit noise
         down to 1 / p, so it has to grow with the patch.
@@ -87,6 +93,10 @@ class DiTConfig:
     attention_keep: float = 0.25
     attention_share_layers: int = 1
     segments: str | None = None
+    mixer_layers: int = 0
+    num_experts: int = 0
+    expert_capacity: float = 2.0
+    experts_every: int = 2
     prediction: Prediction = "x"
     noise_scale: float = 8.0
     data_std: float = 0.7
@@ -105,6 +115,7 @@ class DiTConfig:
         if self.patch_space == "components":
             self._check_components()
         self._check_attention()
+        self._check_experts()
         _ = self.roles  # a layout that does not fit is refused now
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
@@ -117,9 +128,14 @@ class DiTConfig:
             raise ValueError(f"attention_tile is {self.attention_tile}; it must be 4 or 8 tokens.")
         if not 0 < self.attention_keep <= 1:
             raise ValueError(f"attention_keep is {self.attention_keep}; it must be over 0 and at most 1.")
-        if self.segments is not None and self.attention != "full":
+
+    def _check_experts(self) -> None:
+        for name in ("mixer_layers", "num_experts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.num_experts and self.expert_capacity > self.num_experts:
             raise ValueError(
-                f"attention is {self.attention!r}; with segments it must be full, since tiles do not fit pooled tokens."
+                f"expert_capacity is {self.expert_capacity}; it must be at most num_experts, {self.num_experts}."
             )
 
     def _check_components(self) -> None:
@@ -140,6 +156,19 @@ class DiTConfig:
     def roles(self) -> tuple[Role, ...]:
         """What each block does, in execution order."""
         return roles_of(self.segments, self.num_layers)
+
+    @property
+    def expert_blocks(self) -> frozenset[int]:
+        """Numbers of the blocks with experts."""
+        return frozenset(i for i in range(self.num_layers - 1) if self._has_experts(i))
+
+    @property
+    def expert_mixer_blocks(self) -> frozenset[int]:
+        """Numbers of the patch-mixer's blocks with experts."""
+        return frozenset(i for i in range(1, self.mixer_layers) if self._has_experts(i))
+
+    def _has_experts(self, index: int) -> bool:
+        return self.num_experts > 0 and (index + 1) % self.experts_every == 0
 
     @property
     def patch_values(self) -> int:

@@ -10,12 +10,13 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
+from mezzotint.dit.block_order import ModulePass, Rows, RunBlock, run_blocks
 from mezzotint.dit.blocks import ModulatedBlock
 from mezzotint.dit.density import Grid
 from mezzotint.dit.latent_config import LatentConfig
 from mezzotint.dit.layers import patchify
 from mezzotint.dit.positions import sincos_table
-from mezzotint.dit.segments import TokenGrids, run_segments
+from mezzotint.dit.segments import TokenGrids
 from mezzotint.dit.surroundings import Surroundings
 
 
@@ -63,7 +64,8 @@ class LatentNetwork(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return table.to(self.device, self.dtype)
 
     def _transform(
-        self, tokens: Tensor, full: Grid, sparse: Grid | None, given: list[Tensor], around: Surroundings
+        self, tokens: Tensor, full: Grid, sparse: Grid | None, given: list[Tensor], around: Surroundings,
+        module_pass: ModulePass | None,
     ) -> Tensor:
         """All blocks. given: what each modulates by, one for all or one a block."""
         grids = TokenGrids(
@@ -71,10 +73,15 @@ class LatentNetwork(ModelMixin, ConfigMixin, PeftAdapterMixin):
             positions=self._positions_of(full) if self.shape.readd_positions else None,
         )
 
-        def run(index: int, x: Tensor, other: Tensor | None) -> Tensor:
-            return self._run_block(index, x, given[index % len(given)], around.seeing(other, grids))
+        def run_rows(rows: Rows) -> RunBlock:
+            own, chosen = around.of_rows(rows), given if rows is None else [each[rows] for each in given]
 
-        return run_segments(self.shape.roles, tokens, grids, run)
+            def run(index: int, x: Tensor, other: Tensor | None) -> Tensor:
+                return self._run_block(index, x, chosen[index % len(chosen)], own.seeing(other, grids))
+
+            return run
+
+        return run_blocks(self.shape, tokens, grids, run_rows, module_pass)
 
     def _run_block(self, index: int, x: Tensor, given: Tensor, around: Surroundings) -> Tensor:
         return self._run(self.blocks[index], x, given, around)

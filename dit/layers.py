@@ -49,11 +49,11 @@ class GeluMlp(nn.Module):
 class SwigluMlp(nn.Module):
     """fc2(silu(gate(x)) * fc1(x)) (Shazeer, arXiv 2002.05202)."""
 
-    def __init__(self, config: BlockShape) -> None:
+    def __init__(self, hidden_size: int, mlp_size: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
-        self.fc1 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
-        self.fc2 = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
+        self.gate = nn.Linear(hidden_size, mlp_size, bias=False)
+        self.fc1 = nn.Linear(hidden_size, mlp_size, bias=False)
+        self.fc2 = nn.Linear(mlp_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.silu(self.gate(x)) * self.fc1(x))
@@ -61,7 +61,7 @@ class SwigluMlp(nn.Module):
 
 def make_mlp(config: BlockShape) -> GeluMlp | SwigluMlp:
     """The feed-forward half of a block, as the config names it."""
-    return SwigluMlp(config) if config.mlp == "swiglu" else GeluMlp(config)
+    return SwigluMlp(config.hidden_size, config.mlp_size) if config.mlp == "swiglu" else GeluMlp(config)
 
 
 class PatchEmbed(nn.Module):

@@ -3,8 +3,8 @@
 Shape suffixes: B batch, c picture channels, N image tokens, L text tokens, C hidden size, T text encoder size.
 """
 
-from dataclasses import replace
 from functools import lru_cache
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
 from mezzotint.dit.attention import Rope, text_mask_without_empty_rows
+from mezzotint.dit.block_order import ModulePass
 from mezzotint.dit.blocks import Block, FinalLayer
 from mezzotint.dit.components import PatchComponents
 from mezzotint.dit.config import (
@@ -27,13 +28,17 @@ from mezzotint.dit.config import (
     TextConditioning,
 )
 from mezzotint.dit.density import Grid
+from mezzotint.dit.experts import Experts
+from mezzotint.dit.kept_attention import kept_attention, sorted_by_tiles
+from mezzotint.dit.kept_grids import KeptTokenGrids
 from mezzotint.dit.layers import PatchEmbed, VectorEmbed, patchify, sinusoid, unpatchify
+from mezzotint.dit.masking import Kept, Span, check_keep, check_masking
 from mezzotint.dit.positions import place_table, rope_table
-from mezzotint.dit.segment_layout import SPARSE_ROLES, sparse_grid_of
-from mezzotint.dit.segments import TokenGrids, run_segments
+from mezzotint.dit.segment_layout import sparse_grid_of
+from mezzotint.dit.segments import TokenGrids
 from mezzotint.dit.sparse_attention import sparse_attention
 from mezzotint.dit.surroundings import Surroundings
-from mezzotint.kernels import LayoutCache
+from mezzotint.dit.token_views import RunViewed, TokenView
 
 
 class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -71,6 +76,10 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         attention_keep: float = 0.25,
         attention_share_layers: int = 1,
         segments: str | None = None,
+        mixer_layers: int = 0,
+        num_experts: int = 0,
+        expert_capacity: float = 2.0,
+        experts_every: int = 2,
         prediction: Prediction = "x",
         noise_scale: float = 8.0,
         data_std: float = 0.7,
@@ -85,7 +94,12 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.time_embed = VectorEmbed(256, hidden_size)
         self.pooled_embed = VectorEmbed(text_size, hidden_size)
         self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
-        self.blocks = nn.ModuleList(Block(shape, role) for role in shape.roles)
+        self.mixer = nn.ModuleList(
+            Block(shape, "dense", _experts(shape, i in shape.expert_mixer_blocks)) for i in range(mixer_layers)
+        )
+        self.blocks = nn.ModuleList(
+            Block(shape, role, _experts(shape, i in shape.expert_blocks)) for i, role in enumerate(shape.roles)
+        )
         self.final = FinalLayer(shape)
         self.gradient_checkpointing = False
         self._initialise()
@@ -103,6 +117,8 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 module.table[[2, 5]] = 1.0
                 for linear in module.last_linears():
                     nn.init.zeros_(linear.weight)
+                if isinstance(module.mlp, Experts):
+                    module.mlp.reset(0.0)
                 if module.merge is not None:
                     module.merge.reset()
         for linear in (self.modulation, self.final.modulation, self.final.linear):
@@ -110,7 +126,8 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def forward(
         self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None = None, *,
-        in_components: bool = False, grid: Grid | None = None,
+        in_components: bool = False, grid: Grid | None = None, module_pass: ModulePass | None = None,
+        keep: Tensor | None = None, bypass: Span | None = None,
     ) -> Tensor:
         """Predict.
 
@@ -124,9 +141,15 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             `components.analyse` makes them, fp32: the arithmetic of training, where noise and loss need no pixels.
         grid: rows and columns of the sparse image tokens, for a network with segments; at most the full grid, which
             None takes.
-        Returns [B, c, H, W] in the network's dtype. Raises ValueError where a size or the grid does not fit.
+        module_pass: stands in the place of the sparse-dense modules of a network with segments; None runs them.
+        keep: int64 [B, K], numbers of the image tokens that go on behind the patch-mixer, in training and in
+            evaluation alike; of the other patches the network says nothing (its last layer's values are zero).
+        bypass: with keep and without segments, the others are not dropped: they pass these blocks by (first, end) and
+            come back behind them.
+        Returns [B, c, H, W] in the network's dtype. Raises ValueError where a size, the grid or keep does not fit, and
+        for a module_pass without segments or with keep.
         """
-        given = (t, text, pooled, text_mask, grid)
+        given = (t, text, pooled, text_mask, grid, module_pass, keep, bypass)
         if self.components is not None:
             maps = x if in_components else self.components.analyse(x)
             predicted = self._predict_maps(self.components, maps, *given)
@@ -137,19 +160,20 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _predict_maps(
         self, components: PatchComponents, maps: Tensor, t: Tensor, text: Tensor, pooled: Tensor,
-        text_mask: Tensor | None, sparse_grid: Grid | None,
+        text_mask: Tensor | None, sparse_grid: Grid | None, module_pass: ModulePass | None, keep: Tensor | None,
+        bypass: Span | None,
     ) -> Tensor:
         grid = (maps.shape[-2], maps.shape[-1])
         noisy_BNK = maps.flatten(2).transpose(1, 2)
         input_scale, kept, answer_scale = components.scales(t, self.shape.noise_scale)
         tokens = self.patch_embed((noisy_BNK * input_scale).to(self.dtype))
-        answer_BNK = self._transform(tokens, grid, t, text, pooled, text_mask, sparse_grid)
+        answer_BNK = self._transform(tokens, grid, t, text, pooled, text_mask, sparse_grid, module_pass, keep, bypass)
         clean_BNK = torch.addcmul(noisy_BNK * kept, answer_BNK.float(), answer_scale)
         return clean_BNK.transpose(1, 2).unflatten(2, grid)
 
     def _transform(
         self, tokens: Tensor, full: Grid, t: Tensor, text: Tensor, pooled: Tensor, text_mask: Tensor | None,
-        sparse_grid: Grid | None,
+        sparse_grid: Grid | None, module_pass: ModulePass | None, keep: Tensor | None, bypass: Span | None,
     ) -> Tensor:
         """Embedded image tokens [B, N, C] to what the last layer says of each patch."""
         if self.place_embed is not None:
@@ -161,32 +185,54 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             full=full, sparse=sparse_grid_of(self.shape.segments, sparse_grid, full),
             whole=words.shape[1] if joint else 0,
         )
+        kept = self._kept(keep, bypass, module_pass, grids, tokens)
         side = {} if joint else {"text": words, "text_mask": text_mask_without_empty_rows(text_mask, words)}
         tokens = torch.cat([words, tokens], dim=1) if joint else tokens
         shared = self.modulation(condition).unflatten(1, (6, -1))
-        tokens = self._run_blocks(tokens, shared, Surroundings(grids=grids, **side), grids)
-        return self.final(tokens[:, grids.whole :], condition)
+        run = RunViewed(self._run, shared, Surroundings(grids=grids, **side), self.shape.attention_share_layers)
+        tokens = self._run_blocks(tokens, grids, run, module_pass, kept, bypass)
+        patches = self.final(tokens[:, grids.whole :], condition)
+        if kept is None or bypass is not None:
+            return patches
+        return kept.fill(patches, patches.new_zeros(patches.shape[2]), prod(full))
 
-    def _run_blocks(self, tokens: Tensor, shared: Tensor, around: Surroundings, grids: TokenGrids) -> Tensor:
+    def _kept(
+        self, keep: Tensor | None, bypass: Span | None, module_pass: ModulePass | None, grids: TokenGrids,
+        tokens_BNC: Tensor,
+    ) -> Kept | None:
+        """The tokens that are kept, in the order in which they run; None for all."""
+        check_masking(self.shape, keep, bypass, given_pass=module_pass is not None)
+        if keep is None:
+            return None
+        check_keep(keep, *tokens_BNC.shape[:2])
+        return Kept(sorted_by_tiles(self.shape, grids.full, keep), grids.whole)
+
+    def _run_blocks(
+        self, tokens: Tensor, grids: TokenGrids, run: RunViewed, module_pass: ModulePass | None, kept: Kept | None,
+        bypass: Span | None,
+    ) -> Tensor:
         """All blocks: in tile order where attention has a pattern, at two densities where there are segments."""
-        pattern = sparse_attention(self.shape, grids.full, grids.whole, tokens.device)
-        rope = self._rope(grids.full, grids.full, grids.whole)
-        if pattern is not None:
-            arrange = pattern.layout.arrange
-            tokens, rope = arrange(tokens), (arrange(rope[0]), arrange(rope[1]))
-        cells = rope if self.shape.segments is None else self._rope(grids.full, grids.sparse, grids.whole)
-        dense = replace(around, rope=rope, other_rope=cells)
-        sparse = replace(around, rope=cells, other_rope=rope)
-        chosen = LayoutCache(layers=self.shape.attention_share_layers)
-        roles = self.shape.roles
+        every = self._view(grids, grids.full)
+        tokens = run.blocks(self.mixer, every, tokens, grids)
+        if kept is not None and bypass is not None:
+            first, end = bypass
+            tokens = run.blocks(self.blocks[:first], every, tokens, grids)
+            passing = run.blocks(self.blocks[first:end], self._kept_view(grids, kept), kept.take(tokens), grids)
+            return run.blocks(self.blocks[end:], every, kept.put_back(tokens, passing), grids)
+        if kept is not None:
+            every, tokens = self._kept_view(grids, kept), kept.take(tokens)
+            grids = KeptTokenGrids(full=grids.full, sparse=grids.sparse, whole=grids.whole, keep=kept.index)
+        cells = every if grids.sparse == grids.full else self._view(grids, grids.sparse)
+        return run.segments(self.shape, self.blocks, every, cells, tokens, grids, module_pass)
 
-        def run(index: int, x: Tensor, other: Tensor | None) -> Tensor:
-            at = sparse if roles[index] in SPARSE_ROLES else dense
-            seen = None if pattern is None else pattern.in_layer(index, chosen)
-            return self._run(self.blocks[index], x, shared, replace(at, sparse=seen, other=other))
+    def _view(self, grids: TokenGrids, cells: Grid) -> TokenView:
+        """How all tokens of one of the grids are seen."""
+        rope = self._rope(grids.full, cells, grids.whole)
+        return TokenView.of(rope, sparse_attention(self.shape, cells, grids.whole, rope[0].device))
 
-        tokens = run_segments(roles, tokens, grids, run)
-        return tokens if pattern is None else pattern.layout.restore(tokens)
+    def _kept_view(self, grids: TokenGrids, kept: Kept) -> TokenView:
+        cos, sin = (table[kept.rows()][:, None] for table in self._rope(grids.full, grids.full, grids.whole))
+        return TokenView.of((cos, sin), kept_attention(self.shape, grids.full, kept.index, grids.whole))
 
     def _input_scale(self, t: Tensor) -> Tensor:
         """One over the standard deviation of a picture at its noise time [B] (EDM's c_in)."""
@@ -205,6 +251,13 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
+
+
+def _experts(shape: DiTConfig, wanted: bool) -> Experts | None:
+    """The feed-forward of a block that has experts."""
+    if not wanted:
+        return None
+    return Experts(shape.hidden_size, shape.mlp_size, shape.num_experts, shape.expert_capacity)
 
 
 _cached_rope = lru_cache(maxsize=64)(rope_table)

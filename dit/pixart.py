@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mezzotint.dit.attention import text_mask_without_empty_rows
+from mezzotint.dit.block_order import ModulePass
 from mezzotint.dit.blocks import Block
 from mezzotint.dit.density import Grid
 from mezzotint.dit.latent_config import PixArtConfig
@@ -69,7 +70,7 @@ class PixArt(LatentNetwork):
 
     def forward(
         self, x: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor | None = None, grid: Grid | None = None, *,
-        sizes: Tensor | None = None, aspect_ratios: Tensor | None = None,
+        sizes: Tensor | None = None, aspect_ratios: Tensor | None = None, module_pass: ModulePass | None = None,
     ) -> Tensor:
         """Predict.
 
@@ -77,6 +78,7 @@ class PixArt(LatentNetwork):
         text: encoded text tokens [B, L, T]; text_mask: bool [B, L], True where a token counts.
         grid: rows and columns of the sparse tokens, at most the full grid; None takes default_grid.
         sizes, aspect_ratios: height and width in pixels [B, 2] and height over width [B], with size_conditions only.
+        module_pass: stands in the place of the sparse-dense modules of a network with segments; None runs them.
         Returns [B, c, H, W] in the network's dtype, or [B, 2c, H, W] with learn_sigma: the noise, then the variance.
         Raises ValueError where a size does not fit, or where size conditions are missing or not asked for.
         """
@@ -85,7 +87,7 @@ class PixArt(LatentNetwork):
         time = self._condition(timestep, sizes, aspect_ratios)
         shared = self.modulation(F.silu(time)).unflatten(1, (6, -1))
         around = Surroundings(text=words, text_mask=text_mask_without_empty_rows(text_mask, words))
-        tokens = self._transform(tokens, full, grid, [shared], around)
+        tokens = self._transform(tokens, full, grid, [shared], around, module_pass)
         return unpatchify(self.final(tokens, time), full, self.shape.patch_size)
 
     def _condition(self, timestep: Tensor, sizes: Tensor | None, aspect_ratios: Tensor | None) -> Tensor:

@@ -33,13 +33,19 @@ def block_flops(
     figures of arXiv 2412.06028 do; computed on the mean and before spreading they give the same for less.
     """
     own = tokens.of(role)
-    mixing = _mixing_flops(shape.hidden_size, role, tokens, as_published)
-    if role == "recovery":
-        mixing += _merging_flops(shape.hidden_size, tokens, spread_first=as_published or readd_positions)
+    mixing = mixing_flops(shape.hidden_size, role, tokens, as_published, readd_positions)
     return mixing + text_flops(shape, own, tokens.cross_text) + mlp_flops(shape, own)
 
 
-def _mixing_flops(c: int, role: Role, tokens: TokenCounts, as_published: bool) -> int:
+def mixing_flops(
+    c: int, role: Role, tokens: TokenCounts, as_published: bool = False, readd_positions: bool = False
+) -> int:
+    """FLOPs of full attention of a block c wide, in its role, and of merging. The rest as in `block_flops`."""
+    merging = _merging_flops(c, tokens, as_published or readd_positions) if role == "recovery" else 0
+    return merging + _attention_flops(c, role, tokens, as_published)
+
+
+def _attention_flops(c: int, role: Role, tokens: TokenCounts, as_published: bool) -> int:
     own = tokens.of(role)
     if role == "pool":
         return 2 * (own if as_published else 1) * 2 * c * c

@@ -66,6 +66,11 @@ class SegmentLayout:
         return self.pool + self.modules * sum(self.module) + self.top
 
     @property
+    def span(self) -> range:
+        """Indices of the modules' blocks; below are the pooling blocks, above the top."""
+        return range(self.pool, self.depth - self.top)
+
+    @property
     def roles(self) -> tuple[Role, ...]:
         """What each block does, in execution order."""
         pool, top = _repeat("pool", self.pool), _repeat("dense", self.top)
@@ -92,6 +97,13 @@ def roles_of(segments: str | None, depth: int) -> tuple[Role, ...]:
     if layout.depth != depth:
         raise ValueError(f"segments is {str(layout)!r}; it adds up to {layout.depth} blocks, and there are {depth}.")
     return layout.roles
+
+
+def module_span(segments: str | None) -> range:
+    """Indices of the blocks of all sparse-dense token modules. Raises ValueError for a network without segments."""
+    if segments is None:
+        raise ValueError("segments is None; a network without segments has no sparse-dense token modules.")
+    return SegmentLayout.parse(segments).span
 
 
 def sparse_grid_of(segments: str | None, grid: Grid | None, full: Grid) -> Grid:

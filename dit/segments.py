@@ -1,4 +1,4 @@
-"""Sparse-dense token modules: pooling tokens to a grid, spreading them again, and the order in which blocks run.
+"""Sparse-dense token modules: pooling tokens to a grid, and spreading and merging them again.
 
 FlexDiT / SparseDiT (arXiv 2412.06028, section 3). Of a pooling block only the mean of the values is left of
 attention; generation pools the dense tokens to the sparse grid and lets them attend to the dense ones; sparse blocks
@@ -8,7 +8,7 @@ to the sparse ones; dense blocks run on all. The sparse grid is an argument of a
 Shape suffixes: B batch, T frames, N dense tokens, M sparse tokens, C hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.dit.density import Grid
-from mezzotint.dit.segment_layout import Role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,11 +68,11 @@ def average_cells(x_BNC: Tensor, full: Grid, sparse: Grid) -> Tensor:
 
 def spread_cells(x_BMC: Tensor, sparse: Grid, full: Grid) -> Tensor:
     """Nearest neighbour: the dense token (i, j) takes cell (i * rows' / rows, j * columns' / columns), rounded down."""
-    return x_BMC.index_select(1, _nearest_cells(sparse, full, x_BMC.device))
+    return x_BMC.index_select(1, nearest_cells(sparse, full, x_BMC.device))
 
 
 @lru_cache(maxsize=256)
-def _nearest_cells(sparse: Grid, full: Grid, device: torch.device) -> Tensor:
+def nearest_cells(sparse: Grid, full: Grid, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # kept, so it may be made while drawing and be used while training
         rows, columns = (
             torch.arange(side, device=device) * cells // side for side, cells in zip(full, sparse, strict=True)
@@ -107,22 +106,3 @@ class Merge(nn.Module):
             spread = self.from_sparse(grids.spread(cells) + grids.positions.repeat(grids.frames, 1))
         merged = spread + self.from_dense(dense_BNC[:, grids.whole :])
         return torch.cat([sparse_BMC[:, : grids.whole], merged], dim=1) if grids.whole else merged
-
-
-RunBlock = Callable[[int, Tensor, Tensor | None], Tensor]
-"""(index of the block, its tokens, the tokens of the other density that it attends to) to its tokens."""
-
-
-def run_segments(roles: Sequence[Role], tokens_BNC: Tensor, grids: TokenGrids, run: RunBlock) -> Tensor:
-    """All blocks in order. A recovery block is handed the dense tokens that entered its module, and merges itself."""
-    dense = sparse = tokens_BNC
-    for index, role in enumerate(roles):
-        if role == "generation":
-            sparse = run(index, grids.pool(dense), dense)
-        elif role == "sparse":
-            sparse = run(index, sparse, None)
-        elif role == "recovery":
-            dense = run(index, dense, sparse)
-        else:
-            dense = run(index, dense, None)
-    return dense

@@ -63,17 +63,22 @@ def sparse_attention(
     """The pattern of a config for num_text tokens before a grid of (rows, columns); None for "full"."""
     if config.attention == "full":
         return None
-    tile = (config.attention_tile, config.attention_tile)
     if config.attention == "window":
-        window = (config.attention_window, config.attention_window)
-        return SparseAttention(layout=_after_text(policies.local_2d(grid, window, tile=tile, device=device), num_text))
-    every = policies.full(grid, tile, device=device)
-    candidates = _after_text(every, num_text)
+        return SparseAttention(layout=after_text(window_layout(config, grid, device), num_text))
+    every = policies.full(grid, (config.attention_tile, config.attention_tile), device=device)
+    candidates = after_text(every, num_text)
     return SparseAttention(
-        layout=candidates, always=_after_text(policies.diagonal(every), num_text),
+        layout=candidates, always=after_text(policies.diagonal(every), num_text),
         count=kept_blocks(config, candidates.num_k_blocks),
     )
 
 
-def _after_text(layout: BlockLayout, num_text: int) -> BlockLayout:
+def window_layout(config: DiTConfig, grid: tuple[int, int], device: torch.device) -> BlockLayout:
+    """Each tile sees a window of tiles around it, both counted in tokens of this grid."""
+    tile, window = (config.attention_tile,) * 2, (config.attention_window,) * 2
+    return policies.local_2d(grid, window, tile=tile, device=device)
+
+
+def after_text(layout: BlockLayout, num_text: int) -> BlockLayout:
+    """The layout with text in front, which sees all and is seen by all."""
     return policies.text_first(layout, num_text) if num_text else layout

@@ -11,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mezzotint.dit.adaln_blocks import SpaceTimePair, initialise_adaln
+from mezzotint.dit.block_order import ModulePass
 from mezzotint.dit.blocks import FinalLayer
 from mezzotint.dit.class_condition import ClassCondition
 from mezzotint.dit.density import Grid
@@ -65,13 +66,15 @@ class VideoDiT(LatentNetwork):
         nn.init.zeros_(self.final.linear.weight)
 
     def forward(
-        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, grid: Grid | None = None
+        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, grid: Grid | None = None, *,
+        module_pass: ModulePass | None = None,
     ) -> Tensor:
         """Predict.
 
         x: noisy latents [B, T, c, H, W]; H and W multiples of patch_size.
         timestep: [B], 0 to 999 (may be fractional). class_labels: [B], num_classes is no label; None without classes.
         grid: rows and columns of the sparse tokens of a frame, at most the full grid; None takes default_grid.
+        module_pass: stands in the place of the sparse-dense modules of a network with segments; None runs them.
         Returns [B, T, c, H, W] in the network's dtype, or 2c channels with learn_sigma: the noise, then the variance.
         Raises ValueError where a size does not fit.
         """
@@ -79,7 +82,7 @@ class VideoDiT(LatentNetwork):
         tokens, full = self._embed(x.flatten(0, 1))
         tokens = tokens.unflatten(0, (num_clips, num_frames)).flatten(1, 2)
         condition = self.conditions[0](timestep, class_labels)
-        tokens = self._transform(tokens, full, grid, [condition], Surroundings(frames=num_frames))
+        tokens = self._transform(tokens, full, grid, [condition], Surroundings(frames=num_frames), module_pass)
         patches = self.final(tokens, condition).unflatten(1, (num_frames, -1)).flatten(0, 1)
         return unpatchify(patches, full, self.shape.patch_size).unflatten(0, (num_clips, num_frames))
 

@@ -7,10 +7,11 @@ from torch import nn
 
 from mezzotint.dit.checkpoints.dit import from_dit
 from mezzotint.dit.checkpoints.latte import from_latte
+from mezzotint.dit.checkpoints.microdit import from_microdit
 from mezzotint.dit.checkpoints.sparsedit import from_sparsedit
 
 ORIGINALS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], nn.Module]] = {
-    "dit": from_dit, "sparsedit": from_sparsedit, "latte": from_latte,
+    "dit": from_dit, "sparsedit": from_sparsedit, "latte": from_latte, "microdit": from_microdit,
 }
 
 
@@ -20,7 +21,7 @@ def from_original(kind: str, config: Mapping[str, Any], state_dict: Mapping[str,
     kind: a key of ORIGINALS. config: the authors' own settings (input_size, depth, ...); what is left out takes their
     defaults. state_dict: tensors under the authors' keys; they are used as they are, not copied.
     The network is called as module(x, t, y), with grid=(rows, columns) for sparsedit, and as
-    module.forward_with_cfg(x, t, y, scale).
+    module.forward_with_cfg(x, t, y, scale); for microdit as module(x, t, y, keep=..., guidance_scale=...).
     Raises ValueError for an unknown kind or setting, and for missing, extra or misshapen keys, which it names.
     """
     if kind not in ORIGINALS:

@@ -9,29 +9,17 @@ from typing import Any
 
 import torch
 
-from mezzotint.dit.checkpoints.diffusers_blocks import block_entries, complete, read_shape
+from mezzotint.dit.checkpoints.diffusers_blocks import block_entries
 from mezzotint.dit.checkpoints.keys import Entry, copies, give, linear, patch_linear, refuse_unless, same, take
 from mezzotint.dit.class_dit import ClassDiT
+from mezzotint.dit.diffusers_settings import DIT, DIT_DEMANDED, dit_settings
 from mezzotint.dit.latent_config import ClassDiTConfig
-
-DEFAULTS: dict[str, Any] = {
-    "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": None, "num_layers": 28,
-    "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000, "norm_eps": 1e-5,
-}
-DEMANDED: dict[str, Any] = {
-    "attention_bias": True, "activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero",
-    "norm_elementwise_affine": False, "upcast_attention": False, "dropout": 0.0,
-}
-"""Settings that our network has built in."""
 
 
 def from_diffusers_dit(config: Mapping[str, Any], state: Mapping[str, Any]) -> ClassDiT:
     """The network of a config.json and its tensors. Raises ValueError naming what of the two does not fit."""
-    whole = complete(config, DEFAULTS, DEMANDED)
-    settings = read_shape(whole) | {
-        "num_classes": whole["num_embeds_ada_norm"], "frequency_shift": 1, "mlp_norm_eps": whole["norm_eps"],
-        "condition_per_block": not _copies_are_equal(state, whole["num_layers"]),
-    }
+    settings = dit_settings(config)
+    settings["condition_per_block"] = not _copies_are_equal(state, settings["num_layers"])
     network = take(lambda: ClassDiT(**settings), _entries(ClassDiTConfig(**settings)), state)
     network.reset_positions()  # they are no part of the file
     return network
@@ -40,13 +28,13 @@ def from_diffusers_dit(config: Mapping[str, Any], state: Mapping[str, Any]) -> C
 def to_diffusers_dit(network: ClassDiT) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and tensors. Raises ValueError for what DiTTransformer2DModel cannot be."""
     shape = network.shape
-    refuse_unless("DiTTransformer2DModel", shape, segments=None, frequency_shift=1, mlp_ratio=4, null_class=True)
+    refuse_unless(DIT, shape, segments=None, frequency_shift=1, mlp_ratio=4, null_class=True)
     config = {
         "num_attention_heads": shape.num_heads, "attention_head_dim": shape.head_dim, "in_channels": shape.in_channels,
         "out_channels": shape.out_channels, "num_layers": shape.num_layers, "sample_size": shape.sample_size,
         "patch_size": shape.patch_size, "num_embeds_ada_norm": shape.num_classes, "norm_eps": shape.mlp_norm_eps,
     }
-    return DEMANDED | config, give(_entries(shape), network)
+    return DIT_DEMANDED | config, give(_entries(shape), network)
 
 
 def _entries(shape: ClassDiTConfig) -> list[Entry]:

@@ -11,11 +11,12 @@ from mezzotint.dit.checkpoints.diffusers_dit import from_diffusers_dit, to_diffu
 from mezzotint.dit.checkpoints.files import read_folder
 from mezzotint.dit.checkpoints.pixart import from_diffusers_pixart, to_diffusers_pixart
 from mezzotint.dit.class_dit import ClassDiT
+from mezzotint.dit.diffusers_settings import DIT, PIXART, diffusers_class
 from mezzotint.dit.latent_network import LatentNetwork
 from mezzotint.dit.pixart import PixArt
 
 READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], LatentNetwork]] = {
-    "DiTTransformer2DModel": from_diffusers_dit, "PixArtTransformer2DModel": from_diffusers_pixart,
+    DIT: from_diffusers_dit, PIXART: from_diffusers_pixart,
 }
 
 
@@ -25,7 +26,7 @@ def from_diffusers(folder: str | Path) -> LatentNetwork:
     Raises ValueError where the folder is of another class, its files cannot be read, or they do not fit each other.
     """
     config, state = read_folder(Path(folder))
-    name = config.get("_class_name")
+    name = diffusers_class(config)
     if name not in READERS:
         raise ValueError(f"{folder} holds a {name}; it must be one of {', '.join(READERS)}.")
     return READERS[name](config, state)
@@ -34,9 +35,9 @@ def from_diffusers(folder: str | Path) -> LatentNetwork:
 def to_diffusers(network: LatentNetwork, folder: str | Path) -> None:
     """Write a dense network as a folder that diffusers itself loads. Raises ValueError for what it cannot hold."""
     if isinstance(network, ClassDiT):
-        kind, (config, state) = "DiTTransformer2DModel", to_diffusers_dit(network)
+        kind, (config, state) = DIT, to_diffusers_dit(network)
     elif isinstance(network, PixArt):
-        kind, (config, state) = "PixArtTransformer2DModel", to_diffusers_pixart(network)
+        kind, (config, state) = PIXART, to_diffusers_pixart(network)
     else:
         raise ValueError(f"network is a {type(network).__name__}; it must be a ClassDiT or a PixArt.")
     with torch.device("meta"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mezzotint.dit.checkpoints.guess_microdit import is_microdit, microdit_settings
 from mezzotint.dit.checkpoints.latte import CLASSES, UNCONDITIONAL
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -17,12 +18,14 @@ def guess_original(state: Mapping[str, Tensor], num_heads: int | None = None) ->
 
     Raises ValueError where the tensors are of no kind we know, or the number of heads has to be given.
     """
+    if is_microdit(state):
+        return "microdit", microdit_settings(state, num_heads)
     needed = ("x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight")
     if any(name.startswith("dumbbell_blocks.") for name in state):
         raise ValueError("the checkpoint is a SparseDiT; it is in segments already, and only a dense one can be cut.")
     if not all(name in state for name in needed) or "blocks.0.mlp.fc1.weight" not in state:
         raise ValueError(
-            "the checkpoint is neither a DiT nor a Latte; it must hold the keys of one, such as "
+            "the checkpoint is neither a DiT nor a Latte nor a MicroDiT; it must hold the keys of one, such as "
             f"{', '.join(needed)} and blocks.0.mlp.fc1.weight."
         )
     kind = "latte" if "temp_embed" in state else "dit"

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.dit.checkpoints.diffusers_blocks import block_entries, complete, read_shape
+from mezzotint.dit.checkpoints.diffusers_blocks import block_entries
 from mezzotint.dit.checkpoints.keys import Entry, give, linear, patch_linear, refuse_unless, same, stacked, take
+from mezzotint.dit.diffusers_settings import PIXART, complete, read_shape
 from mezzotint.dit.latent_config import PixArtConfig
 from mezzotint.dit.pixart import PixArt
 
@@ -43,7 +44,7 @@ def from_diffusers_pixart(config: Mapping[str, Any], state: Mapping[str, Any]) -
 def to_diffusers_pixart(network: PixArt) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and tensors. Raises ValueError for what PixArtTransformer2DModel cannot be."""
     shape = network.shape
-    refuse_unless("PixArtTransformer2DModel", shape, segments=None, mlp_ratio=4)
+    refuse_unless(PIXART, shape, segments=None, mlp_ratio=4)
     config = {
         "num_attention_heads": shape.num_heads, "attention_head_dim": shape.head_dim, "in_channels": shape.in_channels,
         "out_channels": shape.out_channels, "num_layers": shape.num_layers, "sample_size": shape.sample_size,

@@ -11,15 +11,17 @@ from mezzotint.dit.checkpoints.files import read_folder, read_json, read_weights
 from mezzotint.dit.checkpoints.guess import guess_original
 from mezzotint.dit.checkpoints.keys import same, take
 from mezzotint.dit.class_dit import ClassDiT
+from mezzotint.dit.diffusers_settings import diffusers_class
+from mezzotint.dit.microdit import MicroDiT
 from mezzotint.dit.model import DiT
 from mezzotint.dit.pixart import PixArt
 from mezzotint.dit.video_dit import VideoDiT
 
-OURS: dict[str, type[ModelMixin]] = {made.__name__: made for made in (ClassDiT, VideoDiT, PixArt, DiT)}
+OURS: dict[str, type[ModelMixin]] = {made.__name__: made for made in (ClassDiT, VideoDiT, PixArt, MicroDiT, DiT)}
 
 
 def load_pretrained(source: Path, num_heads: int | None = None) -> ModelMixin:
-    """The network of a checkpoint file of DiT or Latte, or of a folder with config.json, ours or diffusers'.
+    """The network of a checkpoint file of DiT, Latte or MicroDiT, or of a folder with config.json, ours or diffusers'.
 
     num_heads: for files only, which do not tell it unless their size is a published one.
     Raises ValueError that says what is wrong with the source.
@@ -31,7 +33,7 @@ def load_pretrained(source: Path, num_heads: int | None = None) -> ModelMixin:
 
 
 def _from_folder(folder: Path) -> ModelMixin:
-    name = read_json(folder / "config.json").get("_class_name")
+    name = diffusers_class(read_json(folder / "config.json"))
     if name in READERS:
         return from_diffusers(folder)
     if name in OURS:

@@ -81,6 +81,29 @@ def test_a_pixart_is_told_the_size_of_its_picture(tmp_path: Path) -> None:
         ours(x, T, TEXT, sizes=sizes)
 
 
+OLD = {"_class_name": "Transformer2DModel", "num_vector_embeds": None, "only_cross_attention": False}
+"""What published folders of both kinds say."""
+
+
+@pytest.mark.parametrize(
+    ("make", "more"), [(small_dit, {"cross_attention_dim": None}), (small_pixart, {})], ids=["dit", "pixart"]
+)
+def test_a_folder_with_the_old_name_of_the_class_is_read(tmp_path: Path, make: Any, more: dict[str, Any]) -> None:
+    make().save_pretrained(tmp_path)
+    new = from_diffusers(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | OLD | more))
+    old = from_diffusers(tmp_path)
+    assert type(old) is type(new)
+    assert old.shape == new.shape
+    (tmp_path / "config.json").write_text(json.dumps(config | OLD | more | {"only_cross_attention": True}))
+    with pytest.raises(ValueError, match="only_cross_attention is True and not False"):
+        from_diffusers(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | OLD | {"norm_type": "layer_norm"}))
+    with pytest.raises(ValueError, match="holds a Transformer2DModel"):
+        from_diffusers(tmp_path)
+
+
 def equal_embedders(model: DiTTransformer2DModel) -> DiTTransformer2DModel:
     for block in model.transformer_blocks[1:]:
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())

@@ -9,11 +9,12 @@ from torch import nn
 
 from mezzotint.dit.adaln_blocks import AdaLNBlock
 from mezzotint.dit.attention import MeanAttention
+from mezzotint.dit.block_order import run_segments
 from mezzotint.dit.density import cell_bounds
 from mezzotint.dit.latent_config import ClassDiTConfig
 from mezzotint.dit.recut import slices
 from mezzotint.dit.segment_layout import Role, SegmentLayout
-from mezzotint.dit.segments import Merge, TokenGrids, average_cells, run_segments, spread_cells
+from mezzotint.dit.segments import Merge, TokenGrids, average_cells, spread_cells
 from mezzotint.dit.surroundings import Surroundings
 
 SHAPE = ClassDiTConfig(sample_size=16, hidden_size=24, num_layers=1, num_heads=2)

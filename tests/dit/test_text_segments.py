@@ -211,8 +211,6 @@ def test_the_price_of_a_pass_is_what_torch_counts(name: str, height: int, width:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="adds up to 8 blocks, and there are 9"):
         replace(SMALL, num_layers=9)
-    with pytest.raises(ValueError, match="attention is 'window'; with segments it must be full"):
-        replace(SMALL, attention="window")
     with pytest.raises(ValueError, match=r"grid is \(9, 4\); it must be at most \(8, 8\)"):
         grown(SMALL)(*inputs(), grid=(9, 4))
     with pytest.raises(ValueError, match=r"grid is \(4, 4\); this network has no segments"):
