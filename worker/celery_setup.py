@@ -79,8 +79,6 @@ def _worker(settings: Settings) -> dict[str, Any]:
         # Celery kills a child that takes 4 s to start, and a busy machine needs longer.
         "worker_proc_alive_timeout": 120,
         "worker_redirect_stdouts": False,
-        "worker_log_format": "%(asctime)s %(levelname)s %(message)s",
-        "worker_task_log_format": "%(asctime)s %(levelname)s %(message)s",
         "worker_send_task_events": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "task_acks_late": False,

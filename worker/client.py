@@ -1,37 +1,41 @@
 """The one way to the jobs from Python: the page and the command line use it. No torch here."""
 
+import copy
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Row
 
 from mezzotint.sampling.intake import accept
 from mezzotint.sampling.request import GenerateRequest, RequestError, parse_request
-from mezzotint.worker import gallery, jobs
+from mezzotint.worker import gallery, jobs, tokens
 from mezzotint.worker.database import Database
-from mezzotint.worker.errors import MediaNotFound
-from mezzotint.worker.events import Events
+from mezzotint.worker.errors import MediaNotFound, NotRetryable
+from mezzotint.worker.events import Event, Events
 from mezzotint.worker.migrate import migrate
 from mezzotint.worker.publisher import Publisher
 from mezzotint.worker.queues import DRAWING_QUEUE
+from mezzotint.worker.quotas import Quota, quota_of
 from mezzotint.worker.settings import Settings
 from mezzotint.worker.storage import Storage, StorageError
-from mezzotint.worker.views import JobPage, JobView, view
+from mezzotint.worker.views import JobPage, JobView, State, view
 
 FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
 """How often `wait` reads the table: at first, and after a while."""
+RETRYABLE = ("failed", "dead", "cancelled")
 
 
 class Client:
     """Submits jobs and reads them back. Safe to share between threads.
 
     Every read is of the job table, which is the truth; progress is added from the broker when it answers.
-    A job of another owner is a JobNotFound.
+    `owner` None is the client's own: "local", or that of the token it was signed in with. A job of another owner is
+    a JobNotFound.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -41,6 +45,23 @@ class Client:
         self._publisher = Publisher(self.settings)
         self._storage = Storage(self.settings.storage_url)
         self._opening = threading.Lock()
+        self._owner = "local"
+        self._quota: Quota | None = None
+
+    def sign_in(self, secret: str) -> Self | None:
+        """A client of the same connections that acts for a token's owner, within what the token allows; None when
+        the token is not known or was revoked."""
+        token = tokens.find(self._database, secret)
+        if token is None:
+            return None
+        signed_in = copy.copy(self)
+        signed_in._owner, signed_in._quota = token.owner, quota_of(token)
+        return signed_in
+
+    @property
+    def owner(self) -> str:
+        """Whose jobs these are when no other owner is named."""
+        return self._owner
 
     @cached_property
     def _opened(self) -> Database:
@@ -57,34 +78,37 @@ class Client:
         self,
         request: GenerateRequest | Mapping[str, Any],
         *,
-        owner: str = "local",
+        owner: str | None = None,
         idempotency_key: str | None = None,
+        quota: Quota | None = None,
     ) -> JobView:
         """Check a request, write its job and tell a worker; answers in under a second, broker or not.
 
         Raises RequestError (nothing is queued), IdempotencyConflict when the owner used the key before for
-        another request, and DatabaseUnavailable.
+        another request, NoRoom when the queue or the quota is full, and DatabaseUnavailable.
         """
         sent = _parsed(request)
         complete, plan = accept(sent)
         job = jobs.NewJob(
-            owner=owner,
+            owner=owner or self._owner,
             request=complete.model_dump(mode="json"),
             request_hash=_hash(sent),
             flops=plan.flops,
             queue=DRAWING_QUEUE,
             idempotency_key=idempotency_key,
+            max_queued=self.settings.max_queued,
+            quota=quota or self._quota,
         )
         row, is_new = jobs.submit(self._database, job)
         if is_new and not self._publisher.publish(row.id, row.attempt, row.queue):
             jobs.mark_published(self._database, row.id, row.attempt, False)
         return self._views([row])[0]
 
-    def get(self, job_id: str, *, owner: str = "local") -> JobView:
+    def get(self, job_id: str, *, owner: str | None = None) -> JobView:
         """The job as it stands. Raises JobNotFound."""
-        return self._views([jobs.find(self._database, job_id, owner)])[0]
+        return self._views([jobs.find(self._database, job_id, owner or self._owner)])[0]
 
-    def wait(self, job_id: str, *, owner: str = "local", timeout_s: float | None = None) -> JobView:
+    def wait(self, job_id: str, *, owner: str | None = None, timeout_s: float | None = None) -> JobView:
         """The job once its state is final. Raises JobNotFound, and TimeoutError after `timeout_s` seconds."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = FIRST_LOOK_S
@@ -95,31 +119,84 @@ class Client:
             pause_s = min(LAST_LOOK_S, pause_s * 1.3)
         return job
 
-    def cancel(self, job_id: str, *, owner: str = "local") -> JobView:
+    def cancel(self, job_id: str, *, owner: str | None = None) -> JobView:
         """Ask for a stop: at once when the job waits, within one denoising step when it runs, and without
         effect when it has ended. Raises JobNotFound."""
-        return self._views([jobs.cancel(self._database, job_id, owner)])[0]
+        return self._views([jobs.cancel(self._database, job_id, owner or self._owner)])[0]
 
-    def list(self, *, owner: str = "local", limit: int = 50, cursor: str | None = None) -> JobPage:
-        """A page of the owner's jobs, newest first; `limit` is from 1 to 200.
+    def retry(
+        self,
+        job_id: str,
+        *,
+        owner: str | None = None,
+        idempotency_key: str | None = None,
+        quota: Quota | None = None,
+    ) -> JobView:
+        """Submit the request of a job that failed, is dead or was cancelled once more, as a new job with the same seed.
+
+        Raises JobNotFound, NotRetryable for a job in another state, and what `submit` raises.
+        """
+        old = jobs.find(self._database, job_id, owner or self._owner)
+        if old.state not in RETRYABLE:
+            raise NotRetryable(f"job {job_id} is {old.state}; only a {', '.join(RETRYABLE)} job is tried again.")
+        return self.submit(old.request, owner=owner, idempotency_key=idempotency_key, quota=quota)
+
+    def changes(
+        self, job_id: str, *, owner: str | None = None, after: str = "0"
+    ) -> tuple[JobView, Sequence[tuple[str, Event]]]:
+        """The job, and its progress after the event with id `after`, each event with its id. Raises JobNotFound.
+
+        The job is read first: once it is final, its progress is complete.
+        """
+        job = self.get(job_id, owner=owner)
+        return job, self._events.history(job_id, after)
+
+    def stream(self, job_id: str, *, owner: str | None = None) -> Iterator[JobView | Event]:
+        """The job whenever its state or place changes, and its progress between, until it is final.
+
+        Raises JobNotFound.
+        """
+        after, shown = "0", None
+        while True:
+            job, events = self.changes(job_id, owner=owner, after=after)
+            yield from (event for _, event in events)
+            after = events[-1][0] if events else after
+            if job.mark != shown:
+                shown = job.mark
+                yield job
+            if job.is_final:
+                return
+            time.sleep(LAST_LOOK_S)
+
+    def list(
+        self, *, owner: str | None = None, limit: int = 50, cursor: str | None = None, state: State | None = None
+    ) -> JobPage:
+        """A page of the owner's jobs, newest first, all or those in one state; `limit` is from 1 to 200.
 
         Raises ValueError for another limit, or a cursor that did not come from a page.
         """
-        rows, next_cursor = jobs.page(self._database, owner, limit, cursor)
+        rows, next_cursor = jobs.page(self._database, owner or self._owner, limit, cursor, state)
         return JobPage(jobs=[*self._views(rows)], next_cursor=next_cursor)
 
-    def preview(self, job_id: str, *, owner: str = "local") -> bytes | None:
+    def preview(self, job_id: str, *, owner: str | None = None) -> bytes | None:
         """The last preview as JPEG bytes, or None while or when there is none. Raises JobNotFound."""
-        jobs.find(self._database, job_id, owner)
+        jobs.find(self._database, job_id, owner or self._owner)
         return self._events.preview(job_id)
 
-    def media(self, media_id: str, *, owner: str = "local") -> bytes:
+    def media(self, media_id: str, *, owner: str | None = None) -> bytes:
         """The bytes of a finished picture (PNG). Raises MediaNotFound."""
-        row = gallery.find(self._database, media_id, owner)
+        row = gallery.find(self._database, media_id, owner or self._owner)
         try:
             return self._storage.get(row.sha256)
         except StorageError as error:
             raise MediaNotFound(str(error)) from error
+
+    def find_media(self, media_id: str, *, owner: str | None = None) -> Row[Any]:
+        """What the table says of a finished picture: its sha256, size_bytes, width, height and seed.
+
+        Raises MediaNotFound.
+        """
+        return gallery.find(self._database, media_id, owner or self._owner)
 
     def workers(self) -> Mapping[str, Sequence[str]]:
         """The names of the workers that are there, each with its queues; empty when the broker is down."""

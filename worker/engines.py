@@ -2,13 +2,19 @@
 
 import importlib
 import logging
+import os
 import threading
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mezzotint.sampling.engine import Engine
+from mezzotint.sampling.request import GenerateRequest
 from mezzotint.worker.errors import SettingsError
 from mezzotint.worker.settings import Settings
+
+if TYPE_CHECKING:
+    from mezzotint.sampling.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
 _making = threading.Lock()
@@ -24,8 +30,9 @@ def engine_for(settings: Settings) -> Engine:
         return _made(settings)
 
 
-def prepare_engine(settings: Settings) -> None:
-    """Make the engine in a thread, so that the first job does not wait for torch to be imported."""
+def prepare_engine(settings: Settings, when_ready: Callable[[], None] = lambda: None) -> None:
+    """Make the engine in a thread, so that the first job does not wait for torch or its model; `when_ready` is
+    called in that thread once it could draw."""
 
     def make() -> None:
         try:
@@ -33,6 +40,8 @@ def prepare_engine(settings: Settings) -> None:
         except Exception:
             # The first job meets it again, and fails with its sentence.
             logger.exception("the engine %s could not be made", settings.engine)
+        else:
+            when_ready()
 
     threading.Thread(target=make, name="prepare-engine", daemon=True).start()
 
@@ -42,12 +51,24 @@ def _made(settings: Settings) -> Engine:
     if settings.engine == "torch":
         from mezzotint.sampling.torch_engine import TorchEngine
 
-        return TorchEngine(device=_chosen(settings.device), dtype=_chosen(settings.dtype))
+        engine = TorchEngine(device=_chosen(settings.device), dtype=_chosen(settings.dtype))
+        _load_first(engine)
+        return engine
     if settings.engine == "null":
         from mezzotint.sampling.null_engine import NullEngine
 
         return NullEngine(settings.null_step_s)
     return cast(Engine, _imported(settings.engine)(settings))
+
+
+def _load_first(engine: "TorchEngine") -> None:
+    """Load the model that most requests name; any other is loaded by its first job."""
+    name = os.environ.get("MEZZOTINT_MODEL", "").strip() or GenerateRequest.model_fields["model"].default
+    try:
+        engine.hub.get(name)
+    except Exception:
+        # A job that names this model meets it again and fails with its sentence; jobs of other models need not.
+        logger.exception("%s was not loaded ahead", name)
 
 
 def _chosen(value: str) -> str | None:

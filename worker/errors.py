@@ -27,3 +27,26 @@ class DatabaseUnavailable(ServiceError, ConnectionError):
 
 class SettingsError(ServiceError, ValueError):
     """A MEZZOTINT_* setting cannot be used as given."""
+
+
+class TokenNotFound(ServiceError, LookupError):
+    """There is no such token."""
+
+
+class TokenInvalid(ServiceError, ValueError):
+    """A token cannot be made as asked."""
+
+
+class NotRetryable(ServiceError, ValueError):
+    """A job that succeeded, or that has still to end, is not tried again."""
+
+
+class NoRoom(ServiceError):
+    """A job is not taken for now: the queue is full, or its owner has used up what a token allows.
+
+    retry_after_s: when it may be worth trying again, in seconds.
+    """
+
+    def __init__(self, sentence: str, retry_after_s: float) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s

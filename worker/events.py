@@ -7,7 +7,7 @@ costs one short wait, then it is left alone for a while, so that neither a drawi
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -96,6 +96,46 @@ class Events:
         key, value = self._key("worker", name), json.dumps(list(queues))
         self._ask(lambda: self._redis.set(key, value, ex=WORKER_TTL_S), None)
 
+    def announce_engine(self, name: str) -> None:
+        """Say that an engine is ready to draw; to be said again before WORKER_TTL_S seconds are over."""
+
+        def write() -> None:
+            pipe = self._redis.pipeline()
+            pipe.zremrangebyscore(self._key("engines", "ready"), "-inf", self._now())
+            pipe.zadd(self._key("engines", "ready"), {name: self._now() + WORKER_TTL_S})
+            pipe.execute()
+
+        self._ask(write, None)
+
+    def num_engines(self) -> int | None:
+        """How many engines are ready; None when the broker does not answer."""
+
+        def read() -> int | None:
+            ready: Any = self._redis.zcount(self._key("engines", "ready"), self._now(), "+inf")
+            return int(ready)
+
+        return self._ask(read, None)
+
+    def count(self, amounts: Mapping[str, float]) -> None:
+        """Add to the totals of all workers together; they begin anew when the broker is wiped."""
+
+        def write() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            for name, amount in amounts.items():
+                pipe.hincrbyfloat(self._key("totals", "all"), name, amount)
+            pipe.execute()
+
+        self._ask(write, None)
+
+    def totals(self) -> dict[str, float] | None:
+        """What `count` added up; None when the broker does not answer."""
+
+        def read() -> dict[str, float] | None:
+            found: Any = self._redis.hgetall(self._key("totals", "all"))
+            return {name.decode(): float(value) for name, value in found.items()}
+
+        return self._ask(read, None)
+
     def forget_worker(self, name: str) -> None:
         """Say that a worker has gone."""
         self._ask(lambda: self._redis.delete(self._key("worker", name)), None)
@@ -121,6 +161,11 @@ class Events:
             self._muted_until = time.monotonic() + MUTE_S
             logger.warning("progress is not shown for now: the broker does not answer (%s)", error)
             return otherwise
+
+    def _now(self) -> float:
+        """By the server's clock, which all hosts share."""
+        seconds, microseconds = self._redis.time()
+        return seconds + microseconds / 1e6
 
     def _stream(self, job_id: str) -> str:
         return self._key("events", job_id)

@@ -5,10 +5,11 @@ Files are shared by content, so a file is removed only when no row, kept or anno
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, insert, not_, select
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, false, insert, not_, select
 
 from mezzotint.worker.attempts import Claim
 from mezzotint.worker.database import Database
@@ -66,6 +67,23 @@ def sweep(database: Database, storage: Storage) -> int:
     with database.reading() as connection:
         files = set(connection.execute(select(media.c.sha256).where(stale)).scalars())
     return _remove(database, storage, stale, files) if files else 0
+
+
+def drop_jobs(database: Database, storage: Storage, job_ids: Sequence[str]) -> None:
+    """Forget the pictures of jobs, and remove files that no other job has."""
+    theirs = media.c.job_id.in_(job_ids)
+    with database.reading() as connection:
+        files = set(connection.execute(select(media.c.sha256).where(theirs)).scalars())
+    if files:
+        _remove(database, storage, theirs, files)
+
+
+def drop_unnamed(database: Database, storage: Storage, files: Sequence[str]) -> int:
+    """Remove those of some files that no row names; how many went."""
+    with database.reading() as connection:
+        named = set(connection.execute(select(media.c.sha256).where(media.c.sha256.in_(files))).scalars())
+    unnamed = set(files) - named
+    return _remove(database, storage, false(), unnamed) if unnamed else 0
 
 
 def _remove(database: Database, storage: Storage, rows: ColumnElement[bool], files: set[str]) -> int:

@@ -1,6 +1,5 @@
-"""What `mezzotint up` starts: broker, intake, worker and page, each a process of its own."""
+"""What `mezzotint up` starts: broker, intake, worker, HTTP gateway and page, each a process of its own."""
 
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,18 +8,19 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from mezzotint.worker import broker
+from mezzotint.worker.access import check_reachable
 from mezzotint.worker.child import Child
 from mezzotint.worker.database import Database
-from mezzotint.worker.errors import ServiceError
 from mezzotint.worker.events import Events
 from mezzotint.worker.folder_lock import lock_folder
 from mezzotint.worker.migrate import migrate
+from mezzotint.worker.ports import check_port, http_address
 from mezzotint.worker.redis_client import check
 from mezzotint.worker.serve import name_start, parse_queues
 from mezzotint.worker.settings import Settings, default_broker_url
 from mezzotint.worker.supervisor import Part, Supervisor
 
-PAGE_STOP_S = 5.0
+PAGE_STOP_S, GATEWAY_STOP_S = 5.0, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,35 +35,52 @@ class Page:
     @property
     def address(self) -> str:
         """What a browser on this machine opens."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return http_address(self.host, self.port)
 
 
-def keep_house(settings: Settings, page: Page, when_ready: Callable[[], None]) -> None:
-    """Run everything until SIGINT or SIGTERM, then stop it in order: page, workers, broker.
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """Where the HTTP gateway will listen."""
 
-    Raises ServiceError with one sentence when the folder or the port is taken, the broker or the database
-    does not answer, or a part cannot be kept running; everything is stopped then, too.
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """What a program on this machine calls."""
+        return http_address(self.host, self.port)
+
+
+def keep_house(settings: Settings, page: Page, gateway: Gateway, when_ready: Callable[[], None]) -> None:
+    """Run everything until SIGINT or SIGTERM, then stop it in order: page, gateway, workers, broker.
+
+    Raises ServiceError with one sentence when the folder or a port is taken, others than this machine could
+    come in and there is no token, the broker or the database does not answer, or a part cannot be kept running;
+    everything is stopped then, too.
     """
     with lock_folder(settings.data_dir):
-        _check_port(page)
+        check_port(page.host, page.port)
+        check_port(gateway.host, gateway.port, option="--api-port")
         supervisor = Supervisor()
         try:
-            if _start(supervisor, settings, page):
+            if _start(supervisor, settings, page, gateway):
                 when_ready()
                 supervisor.watch()
         finally:
             supervisor.stop()
 
 
-def _start(supervisor: Supervisor, settings: Settings, page: Page) -> bool:
+def _start(supervisor: Supervisor, settings: Settings, page: Page, gateway: Gateway) -> bool:
+    database = Database(settings.database_url)
+    migrate(database)
+    check_reachable(settings, page.host, database)
     if settings.broker_url == default_broker_url(settings.data_dir):
         if not supervisor.start([_broker(settings)]):
             return False
     else:
         check(settings.broker_url)
-    migrate(Database(settings.database_url))
-    return supervisor.start([_worker(settings, "intake"), _worker(settings, "image"), _page(settings, page)])
+    workers = [_worker(settings, "intake"), _worker(settings, "image")]
+    return supervisor.start([*workers, _gateway(settings, gateway), _page(settings, page)])
 
 
 def _broker(settings: Settings) -> Part:
@@ -86,6 +103,17 @@ def _worker(settings: Settings, queue: str) -> Part:
     )
 
 
+def _gateway(settings: Settings, gateway: Gateway) -> Part:
+    command = [sys.executable, "-P", "-m", "mezzotint", "serve"]
+    command += ["--host", gateway.host, "--port", str(gateway.port)]
+    return Part(
+        name="gateway",
+        start=lambda: Child("gateway", command, environment=settings.environment()),
+        is_ready=lambda _: _answers(f"{gateway.address}/healthz"),
+        stop_s=GATEWAY_STOP_S,
+    )
+
+
 def _page(settings: Settings, page: Page) -> Part:
     return Part(
         name="page",
@@ -101,18 +129,3 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (URLError, OSError):
         return False
-
-
-def _check_port(page: Page) -> None:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(page.host, page.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror:
-        raise ServiceError(f"host {page.host} is not known; --host takes this machine's address.") from None
-    except OSError as error:
-        raise ServiceError(
-            f"port {page.port} on {page.host} cannot be used ({error.strerror}); stop the program that has "
-            "it, or give another --port."
-        ) from None

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mezzotint.worker.database import Database, now
-from mezzotint.worker.errors import IdempotencyConflict, JobNotFound
+from mezzotint.worker.errors import IdempotencyConflict, JobNotFound, NoRoom
+from mezzotint.worker.quotas import Quota, check_queue, spend
 from mezzotint.worker.schema import jobs, media
 
 MAX_PAGE = 200
@@ -22,7 +23,8 @@ MAX_KEY_CHARACTERS = 200
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
     """An accepted request on its way into the table. `request` is complete; `request_hash` is of what
-    was sent, before defaults were filled in, so that the same body sent twice hashes the same."""
+    was sent, before defaults were filled in, so that the same body sent twice hashes the same. `max_queued` and
+    `quota` say when there is no room for it; None is no limit."""
 
     owner: str
     request: dict[str, Any]
@@ -30,12 +32,14 @@ class NewJob:
     flops: int
     queue: str
     idempotency_key: str | None = None
+    max_queued: int | None = None
+    quota: Quota | None = None
 
 
 def submit(database: Database, job: NewJob) -> tuple[Row[Any], bool]:
     """Write a job's row; the row, and whether it is new (an idempotency key may find an older one).
 
-    Raises IdempotencyConflict when the key came with another request before, ValueError for a bad key.
+    Raises IdempotencyConflict when the key came with another request before, ValueError for a bad key, and NoRoom.
     """
     _check_key(job.idempotency_key)
     values = {
@@ -53,11 +57,21 @@ def submit(database: Database, job: NewJob) -> tuple[Row[Any], bool]:
     }
     try:
         with database.writing() as connection:
+            _make_room(connection, job)
             return connection.execute(insert(jobs).values(values).returning(*jobs.c)).one(), True
-    except IntegrityError:
-        if job.idempotency_key is None:
+    except (IntegrityError, NoRoom):
+        # A repeat of an accepted job takes no room.
+        row = _same_job(database, job)
+        if row is None:
             raise
-    return _same_job(database, job), False
+    return row, False
+
+
+def _make_room(connection: Connection, job: NewJob) -> None:
+    if job.max_queued is not None:
+        check_queue(connection, job.max_queued)
+    if job.quota is not None:
+        spend(connection, job.owner, job.quota)
 
 
 def _check_key(key: str | None) -> None:
@@ -65,11 +79,13 @@ def _check_key(key: str | None) -> None:
         raise ValueError(f"idempotency_key is {key!r}; give text of 1 to {MAX_KEY_CHARACTERS} characters.")
 
 
-def _same_job(database: Database, job: NewJob) -> Row[Any]:
+def _same_job(database: Database, job: NewJob) -> Row[Any] | None:
+    if job.idempotency_key is None:
+        return None
     owned = and_(jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key)
     with database.reading() as connection:
-        row = connection.execute(select(jobs).where(owned)).one()
-    if row.request_hash != job.request_hash:
+        row = connection.execute(select(jobs).where(owned)).one_or_none()
+    if row is not None and row.request_hash != job.request_hash:
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} was used for another request (job {row.id}); "
             "send a new key with a new request."
@@ -91,9 +107,10 @@ def _owned(job_id: str, owner: str) -> ColumnElement[bool]:
 
 
 def page(
-    database: Database, owner: str, limit: int, cursor: str | None
+    database: Database, owner: str, limit: int, cursor: str | None, state: str | None = None
 ) -> tuple[Sequence[Row[Any]], str | None]:
-    """Up to `limit` rows of an owner, newest first, and the cursor of the next page or None.
+    """Up to `limit` rows of an owner, newest first, and the cursor of the next page or None; `state` picks those
+    in one state.
 
     Raises ValueError with one sentence for a limit outside 1 to 200 or a cursor that is not ours.
     """
@@ -102,6 +119,8 @@ def page(
     query = select(jobs).where(jobs.c.owner == owner)
     if cursor is not None:
         query = query.where(jobs.c.number < _read_cursor(cursor))
+    if state is not None:
+        query = query.where(jobs.c.state == state)
     with database.reading() as connection:
         rows = connection.execute(query.order_by(jobs.c.number.desc()).limit(limit + 1)).all()
     return rows[:limit], str(rows[limit - 1].number) if len(rows) > limit else None

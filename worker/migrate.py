@@ -7,7 +7,7 @@ from sqlalchemy import inspect, text
 from mezzotint.worker.database import Database
 from mezzotint.worker.errors import DatabaseUnavailable
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in migrations/versions."""
 _LOCK_ID = 7_301_994
 

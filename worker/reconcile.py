@@ -5,6 +5,7 @@ Every worker runs it in a thread; a lock in the database lets one at a time do t
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, or_, select, update
@@ -12,7 +13,9 @@ from sqlalchemy import Connection, Row, and_, func, or_, select, update
 from mezzotint.worker import gallery, jobs
 from mezzotint.worker.attempts import WAITING
 from mezzotint.worker.database import Database, now
+from mezzotint.worker.events import Events
 from mezzotint.worker.publisher import Publisher
+from mezzotint.worker.retention import Retention
 from mezzotint.worker.schema import jobs as table
 from mezzotint.worker.schema import locks
 from mezzotint.worker.settings import Settings
@@ -44,7 +47,16 @@ class Reconciler:
         for queue in self._waiting_queues():
             self._publish(queue)
         gallery.sweep(self.database, self.storage)
+        self._retention.round()
         return True
+
+    @cached_property
+    def _retention(self) -> Retention:
+        return Retention(self.database, self.storage, self.settings)
+
+    @cached_property
+    def _events(self) -> Events:
+        return Events(self.settings)
 
     def _is_mine(self) -> bool:
         """Take or keep the lock. A holder that dies is followed after a few rounds."""
@@ -60,7 +72,10 @@ class Reconciler:
             rows = connection.execute(select(table).where(expired)).all()
         for row in rows:
             with self.database.writing() as connection:
-                _end_lost(connection, row, self.settings.max_attempts)
+                ended = _end_lost(connection, row, self.settings.max_attempts)
+            if ended is not None:
+                final = {} if ended == "queued" else {f"ended:{ended}": 1}
+                self._events.count({"attempts": 1, "attempts_lost": 1} | final)
 
     def _waiting_queues(self) -> list[str]:
         with self.database.reading() as connection:
@@ -93,8 +108,11 @@ class Reconciler:
             return list(connection.execute(query).all())
 
 
-def _end_lost(connection: Connection, row: Row[Any], max_attempts: int) -> None:
-    """The worker of this attempt has vanished: cancelled if that was asked, else another attempt or dead."""
+def _end_lost(connection: Connection, row: Row[Any], max_attempts: int) -> str | None:
+    """The worker of this attempt has vanished: cancelled if that was asked, else another attempt or dead.
+
+    The new state, or None when someone else was faster.
+    """
     num_lost = row.num_lost + 1
     values: dict[str, Any] = {"num_lost": num_lost}
     if row.cancel_requested:
@@ -115,5 +133,8 @@ def _end_lost(connection: Connection, row: Row[Any], max_attempts: int) -> None:
         table.c.cancel_requested == row.cancel_requested,
         table.c.lease_until < now(),
     )
-    if connection.execute(update(table).where(still_lost).values(values)).rowcount:
-        logger.warning("job %s lost its worker %s: now %s", row.id, row.worker, values["state"])
+    if connection.execute(update(table).where(still_lost).values(values)).rowcount == 0:
+        return None
+    state = str(values["state"])
+    logger.warning("job %s lost its worker %s: now %s", row.id, row.worker, state, extra={"job_id": row.id})
+    return state

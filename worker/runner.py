@@ -9,7 +9,7 @@ from typing import Any
 from mezzotint.sampling.engine import Cancelled, Drawn, Engine
 from mezzotint.sampling.media import encode_png, provenance, sha256_hex
 from mezzotint.sampling.request import GenerateRequest, RequestError
-from mezzotint.worker import attempts, gallery
+from mezzotint.worker import attempts, gallery, logs
 from mezzotint.worker.attempts import Claim
 from mezzotint.worker.database import Database
 from mezzotint.worker.events import Events
@@ -50,14 +50,18 @@ class Runner:
         claim = attempts.claim(self.database, job_id, attempt, worker=self.worker, lease_s=self.lease_s)
         if claim is None:
             return "not wanted"
-        with Lease(self.database, claim, self.lease_s):
+        with logs.about(job_id), Lease(self.database, claim, self.lease_s):
             try:
                 return self._finish(claim)
             except Cancelled:
                 return self._stop(claim)
             except Failure as failure:
-                attempts.fail(self.database, claim, failure.code, str(failure))
+                if attempts.fail(self.database, claim, failure.code, str(failure)):
+                    self._count({"ended:failed": 1, f"failed:{failure.code}": 1})
                 return f"failed ({failure.code})"
+
+    def _count(self, amounts: dict[str, float]) -> None:
+        self.events.count({"attempts": 1} | amounts)
 
     def _finish(self, claim: Claim) -> str:
         began = time.monotonic()
@@ -69,6 +73,8 @@ class Runner:
             gallery.keep(self.database, self.storage, claim, pictures)
             result = _result(claim, drawn, drew_s=drew_s, total_s=time.monotonic() - began)
             if attempts.commit(self.database, claim, result):
+                spent = {f"seconds:{phase}": seconds for phase, seconds in result["seconds"].items()}
+                self._count({"ended:succeeded": 1, "steps": claim.request["num_inference_steps"], **spent})
                 return "succeeded"
         except StorageError as error:
             gallery.drop(self.database, self.storage, claim, pictures)
@@ -103,8 +109,10 @@ class Runner:
     def _stop(self, claim: Claim) -> str:
         """The attempt is over without a result; leave the job as whoever stopped it wants it."""
         if self._order(claim) == "hand_back" and attempts.hand_back(self.database, claim):
+            self._count({})
             return "handed back"
         if attempts.end_cancelled(self.database, claim):
+            self._count({"ended:cancelled": 1})
             return "cancelled"
         if self._order(claim) == "lost":
             return "lost its lease"

@@ -53,6 +53,7 @@ jobs = Table(
     Index("ix_jobs_owner", "owner", "number"),
     Index("ix_jobs_state_queue", "state", "queue", "number"),
     Index("ix_jobs_queue_published", "queue", "published_at"),
+    Index("ix_jobs_owner_state", "owner", "state"),
 )
 
 media = Table(
@@ -80,4 +81,26 @@ locks = Table(
     Column("name", String(64), primary_key=True),
     Column("holder", String(255)),
     Column("until", Float(53), nullable=False, server_default="0"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(64), nullable=False),
+    # Whose jobs and pictures it opens; several tokens may share an owner.
+    Column("owner", String(128), nullable=False),
+    # The token itself is shown once, when it is made, and kept nowhere.
+    Column("secret_hash", String(64), nullable=False),
+    # None is no limit.
+    Column("max_active", Integer),
+    Column("jobs_per_day", Integer),
+    Column("requests_per_minute", Integer),
+    # How many jobs came with it on the day (days since 1970, UTC) of the last one.
+    Column("day", Integer, nullable=False, server_default="0"),
+    Column("jobs_on_day", Integer, nullable=False, server_default="0"),
+    Column("created_at", Float(53), nullable=False),
+    Column("last_used_at", Float(53)),
+    Column("revoked_at", Float(53)),
+    UniqueConstraint("secret_hash", name="uq_tokens_secret_hash"),
 )

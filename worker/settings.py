@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, unquote
 
 from pydantic import Field, ValidationError, field_validator
@@ -17,6 +17,8 @@ MAX_SOCKET_PATH_BYTES = 100
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""0 is no limit."""
 
 
 def default_data_dir() -> Path:
@@ -62,7 +64,17 @@ class Settings(BaseSettings):
     attempt_limit_s: Seconds = 3600
     shutdown_grace_s: Seconds = 5
     preview_ttl_s: Annotated[int, Field(ge=1)] = 60
+    max_queued: Annotated[int, Field(ge=1)] = 20_000
+    require_token: bool = False
+    public_url: str = ""
+    http_wait_s: Seconds = 600
+    retain_days: Limit = 0
+    retain_jobs: Annotated[int, Field(ge=0)] = 0
+    retain_bytes: Annotated[int, Field(ge=0)] = 0
+    orphan_after_s: Seconds = 3600
+    sweep_s: Seconds = 3600
     log_level: str = "INFO"
+    log_format: Literal["text", "json"] = "text"
 
     @field_validator("data_dir")
     @classmethod

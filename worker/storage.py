@@ -4,13 +4,20 @@ A file is either whole or not there: it is written under a temporary name, flush
 """
 
 import os
+import re
 import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from mezzotint.worker.errors import SettingsError
+
+_PART = ".part-"
+_OURS = re.compile(r"/([0-9a-f]{2})/([0-9a-f]{64})\.png")
+_HALF = re.compile(r"/[0-9a-f]{2}/\.part-[^/]+")
 
 
 class StorageError(OSError):
@@ -57,6 +64,33 @@ class Storage:
         if self._files.exists(path):
             self._files.rm_file(path)
 
+    def names(self, older_than_s: float) -> Iterator[str]:
+        """The SHA-256 of each file of ours that was written that many seconds ago or longer. What else lies in the
+        same place is never touched."""
+        for path in self._paths():
+            found = _OURS.fullmatch(path.removeprefix(self._root))
+            if found and found[1] == found[2][:2] and self._is_older(path, older_than_s):
+                yield found[2]
+
+    def remove_half_written(self, older_than_s: float) -> int:
+        """Remove what a killed process left in the middle of a write; how many files went."""
+        half = [p for p in self._paths() if _HALF.fullmatch(p.removeprefix(self._root))]
+        old = [path for path in half if self._is_older(path, older_than_s)]
+        for path in old:
+            self._files.rm_file(path)
+        return len(old)
+
+    def _paths(self) -> list[str]:
+        """Every file, read anew: object stores remember a listing."""
+        self._files.invalidate_cache()
+        return [str(path) for path in self._files.find(self._root)] if self._files.exists(self._root) else []
+
+    def _is_older(self, path: str, seconds: float) -> bool:
+        try:
+            return bool((datetime.now(UTC) - self._files.modified(path).astimezone(UTC)).total_seconds() >= seconds)
+        except FileNotFoundError:  # gone meanwhile
+            return False
+
     def url(self, sha256: str) -> str:
         """Where a file is, for those who reach the storage themselves."""
         return str(self._files.unstrip_protocol(self._path(sha256)))
@@ -67,7 +101,7 @@ class Storage:
 
 def _write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

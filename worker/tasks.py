@@ -1,6 +1,9 @@
 """The Celery tasks: two for those who hold only the broker's address, and one that wakes a worker."""
 
 import logging
+import os
+import socket
+import time
 from functools import lru_cache, partial
 from typing import Any
 
@@ -10,7 +13,8 @@ from mezzotint.worker.app import app
 from mezzotint.worker.client import Client
 from mezzotint.worker.database import Database
 from mezzotint.worker.engines import engine_for, prepare_engine
-from mezzotint.worker.events import Events
+from mezzotint.worker.errors import NoRoom
+from mezzotint.worker.events import WORKER_TTL_S, Events
 from mezzotint.worker.runner import Runner
 from mezzotint.worker.settings import Settings
 from mezzotint.worker.storage import Storage
@@ -27,7 +31,7 @@ def generate(self: Task, request: Any, idempotency_key: str | None = None) -> di
     key = idempotency_key if idempotency_key is not None else f"task:{self.request.id}"
     try:
         return {"job_id": _client().submit(request, idempotency_key=key).id}
-    except ValueError as error:
+    except (ValueError, NoRoom) as error:
         raise ValueError(str(error)) from None
 
 
@@ -51,13 +55,25 @@ def job(job_id: str) -> dict[str, Any]:
 def run(self: Task, job_id: str, attempt: int) -> None:
     """Make one attempt at a job, if the table still wants it. Internal."""
     outcome = _runner(self.request.hostname).run(job_id, attempt)
-    logger.info("job %s, attempt %d: %s", job_id, attempt + 1, outcome)
+    logger.info(
+        "job %s, attempt %d: %s", job_id, attempt + 1, outcome,
+        extra={"job_id": job_id, "attempt": attempt + 1, "outcome": outcome},
+    )
 
 
 @signals.worker_process_init.connect
 def _prepare(**_: Any) -> None:
     """In the child that draws, as soon as it is there."""
-    prepare_engine(Settings.load())
+    settings = Settings.load()
+    prepare_engine(settings, partial(_announce_engine, Events(settings)))
+
+
+def _announce_engine(events: Events) -> None:
+    """Say that this process can draw, for as long as it lives."""
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    while True:
+        events.announce_engine(name)
+        time.sleep(WORKER_TTL_S / 4)
 
 
 @lru_cache(maxsize=1)

@@ -74,6 +74,11 @@ class JobView(BaseModel):
         """True once the state can change no more."""
         return self.state in FINAL_STATES
 
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """Changes with everything about the job but its progress."""
+        return self.state, self.attempt, self.place, self.cancel_requested
+
 
 class JobPage(BaseModel):
     """Some jobs, newest first; pass `next_cursor` to `Client.list` for older ones, None at the end."""
@@ -104,9 +109,9 @@ def view(row: Row[Any], outputs: Sequence[Row[Any]], event: Event | None, place:
         device=result.get("device"),
         dtype=result.get("dtype"),
         warnings=result.get("warnings", []),
-        created_at=_time(row.created_at),
-        started_at=_time(row.started_at) if row.started_at else None,
-        finished_at=_time(row.finished_at) if row.finished_at else None,
+        created_at=as_time(row.created_at),
+        started_at=as_time(row.started_at) if row.started_at else None,
+        finished_at=as_time(row.finished_at) if row.finished_at else None,
     )
 
 
@@ -128,5 +133,6 @@ def _output(row: Row[Any]) -> Output:
     )
 
 
-def _time(seconds: float) -> datetime:
+def as_time(seconds: float) -> datetime:
+    """A time of the tables, in UTC."""
     return datetime.fromtimestamp(seconds, UTC)

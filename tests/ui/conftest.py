@@ -58,9 +58,9 @@ def client(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("MEZZOTINT_MODELS_DIR", str(tmp_path / "own-models"))
     for name in ("BROKER_URL", "DATABASE_URL", "STORAGE_URL"):
         monkeypatch.delenv(f"MEZZOTINT_{name}", raising=False)
-    connection.client.clear()
+    connection.shared.clear()
     yield Client()
-    connection.client.clear()
+    connection.shared.clear()
 
 
 @pytest.fixture

@@ -7,21 +7,27 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from mezzotint.worker import attempts, jobs, migrate
+from mezzotint.worker import attempts, gallery, jobs, migrate, retention, tokens
 from mezzotint.worker.database import Database
-from mezzotint.worker.errors import DatabaseUnavailable, SettingsError
+from mezzotint.worker.errors import DatabaseUnavailable, NoRoom, SettingsError
+from mezzotint.worker.gallery import Picture
+from mezzotint.worker.quotas import quota_of
 from mezzotint.worker.schema import metadata
+from mezzotint.worker.settings import Settings
+from mezzotint.worker.storage import Storage
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
 MIGRATE = """
@@ -145,3 +151,73 @@ def test_a_database_whose_folder_cannot_be_made_is_told_in_one_sentence(tmp_path
 def test_an_address_of_no_usable_database_is_a_settings_error(url: str) -> None:
     with pytest.raises(SettingsError, match="MEZZOTINT_DATABASE_URL is"):
         Database(url)
+
+
+def test_a_database_with_queued_jobs_is_brought_up_to_date(url: str) -> None:
+    database = Database(url)
+    upgrade_to(database, "0001")
+    old = {"id": "a" * 32, "owner": "ann", "queue": "image", "state": "queued", "request_hash": "h",
+           "request": "{}", "flops": 1, "created_at": 1.0}
+    with database.writing() as connection:
+        columns, values = ", ".join(old), ", ".join(f":{name}" for name in old)
+        connection.execute(text(f"INSERT INTO jobs ({columns}) VALUES ({values})"), old)
+    migrate.migrate(database)
+    assert jobs.find(database, "a" * 32, "ann").state == "queued"
+    assert attempts.claim(database, "a" * 32, 0, worker="w", lease_s=60) is not None
+    assert tokens.list_all(database) == []
+    database.close()
+
+
+def upgrade_to(database: Database, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).with_name("migrations")))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def test_a_token_is_spent_once_a_job_on_either_database(url: str) -> None:
+    database = Database(url)
+    migrate.migrate(database)
+    token, secret = tokens.create(database, "few", limits=tokens.Limits(max_active=2, jobs_per_day=3))
+    assert tokens.find(database, secret) == token
+    new = jobs.NewJob(
+        owner=token.owner, request={}, request_hash="h", flops=1, queue="image", max_queued=9, quota=quota_of(token)
+    )
+
+    def submit(_: int) -> str | None:
+        try:
+            return str(jobs.submit(database, new)[0].id)
+        except NoRoom:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        taken = [job_id for job_id in pool.map(submit, range(6)) if job_id]
+    assert len(taken) == 2
+    jobs.cancel(database, taken[0], token.owner)
+    assert submit(0)
+    jobs.cancel(database, taken[1], token.owner)
+    with pytest.raises(NoRoom, match="allows 3 jobs a day"):
+        jobs.submit(database, new)
+    tokens.revoke(database, token.id)
+    assert tokens.find(database, secret) is None
+    database.close()
+
+
+def test_old_jobs_are_removed_on_either_database(url: str, tmp_path: Path) -> None:
+    database, storage = Database(url), Storage(f"file://{tmp_path}/media")
+    migrate.migrate(database)
+    new = jobs.NewJob(owner="ann", request={}, request_hash="h", flops=1, queue="image")
+    for index in range(6):
+        claim = attempts.claim(database, jobs.submit(database, new)[0].id, 0, worker="w", lease_s=60)
+        assert claim is not None
+        picture = Picture(data=bytes([index]) * 10, sha256=f"{index:064x}", width=1, height=1, seed=1)
+        gallery.keep(database, storage, claim, [picture])
+        assert attempts.commit(database, claim, {})
+    waiting = jobs.submit(database, new)[0].id
+    for limits, left in (({"retain_days": 1}, 6), ({"retain_jobs": 5}, 5), ({"retain_bytes": 25}, 2)):
+        retention.prune(database, storage, Settings.load(data_dir=tmp_path, **limits))
+        assert len(jobs.page(database, "ann", 200, None)[0]) == left + 1
+        assert len(list((tmp_path / "media").rglob("*.png"))) == left
+    assert jobs.find(database, waiting, "ann").state == "queued"
+    database.close()

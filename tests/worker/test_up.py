@@ -1,5 +1,6 @@
 """`mezzotint up` as a person runs it: a real process with broker, workers and page of its own."""
 
+import json
 import os
 import signal
 import socket
@@ -8,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import redis
@@ -78,8 +80,10 @@ def test_up_draws_refuses_a_second_and_leaves_no_process(
     house = make_house()
     house.wait_until_ready()
 
-    with urlopen(f"http://127.0.0.1:{house.port}/", timeout=10) as page:
+    with urlopen(f"http://127.0.0.1:{house.port}/", timeout=60) as page:
         assert page.status == 200
+    with urlopen(f"http://127.0.0.1:{house.port + 1}/v1/jobs", timeout=60) as answer:
+        assert json.load(answer)["jobs"] == []
     job = service.client.submit(service.request())
     assert service.client.wait(job.id, timeout_s=60).state == "succeeded", service.log()
 
@@ -89,11 +93,12 @@ def test_up_draws_refuses_a_second_and_leaves_no_process(
     assert f"already up on {service.settings.data_dir} (process {house.process.pid})" in second.stderr
 
     names = " ".join(house.processes().values())
-    assert all(part in names for part in ("valkey-server", "streamlit", "--queues image", "--queues intake"))
+    assert all(part in names for part in ("valkey-server", "streamlit", "mezzotint serve", "--queues image",
+                                           "--queues intake"))
     house.process.send_signal(signal.SIGINT)
     assert house.process.wait(60) == 0, service.log()
     assert house.processes() == {}
-    order = [service.log().index(f"stopping the {part}") for part in ("page", "worker", "intake", "broker")]
+    order = [service.log().index(f"stopping the {part}") for part in ("page", "gateway", "worker", "intake", "broker")]
     assert order == sorted(order)
 
 
@@ -114,14 +119,34 @@ def test_a_part_that_dies_is_started_again_and_jobs_go_on(
 ) -> None:
     house = make_house()
     house.wait_until_ready()
-    for part in ("valkey-server", "--queues image", "streamlit"):
+    for part in ("valkey-server", "--queues image", "mezzotint serve", "streamlit"):
         [pid] = [pid for pid, command in house.processes().items() if part in command]
         os.kill(pid, signal.SIGKILL)
         until(lambda p=part: any(p in c for c in house.processes().values()), 30, service.log)
     job = service.client.submit(service.request())
     assert service.client.wait(job.id, timeout_s=90).state == "succeeded", service.log()
-    assert service.log().count("ended unexpectedly") == 3
+    assert service.log().count("ended unexpectedly") == 4
     assert house.process.poll() is None
+
+
+def status(url: str, **headers: str) -> int:
+    try:
+        with urlopen(Request(url, headers=headers), timeout=60) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_others_are_let_in_with_a_token_to_page_and_gateway(
+    service: Any, make_house: Callable[..., House]
+) -> None:
+    made = json.loads(run(service, "tokens", "create", "phone", "--json").stdout)
+    house = make_house("--host", "0.0.0.0")
+    house.wait_until_ready()
+    page, jobs = f"http://127.0.0.1:{house.port}/", f"http://127.0.0.1:{house.port + 1}/v1/jobs"
+    assert (status(page), status(jobs)) == (401, 401)
+    assert status(page, Cookie=f"mezzotint_token={made['token']}") == 200
+    assert status(jobs, Authorization=f"Bearer {made['token']}") == 200
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent died")
