@@ -45,14 +45,15 @@ def build(out: Path) -> int:
     pictures, names = fetch_archive(PICTURES, kept), fetch_archive(NAMES, kept)
     unfinished = out.parent / f"{out.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    num_pictures = _write(unfinished, pictures, _read_names(names))
+    num_pictures = _write(unfinished, pictures, read_names(names))
     (unfinished / COMPLETE).write_text(json.dumps({"sources": sources, "num_pictures": num_pictures}))
     shutil.rmtree(out, ignore_errors=True)
     unfinished.replace(out)
     return num_pictures
 
 
-def _read_names(archive: Path) -> list[Emoji]:
+def read_names(archive: Path) -> list[Emoji]:
+    """Every emoji that emojibase's archive names, in its order. Raises SourceError for another archive."""
     with tarfile.open(archive, "r:gz") as tar:
         data, messages = (json.load(_member(tar, f"package/en/{name}.json")) for name in ("data", "messages"))
     return list(read_emoji(data, messages))

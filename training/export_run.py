@@ -4,12 +4,13 @@ import os
 import shutil
 from pathlib import Path
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from mezzotint.dit.model import DiT
 from mezzotint.sampling.pipeline import Pipeline
-from mezzotint.training.checkpoint import list_checkpoints, load_checkpoint
-from mezzotint.training.config import ConfigError, from_mapping, to_mapping
+from mezzotint.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from mezzotint.training.class_config import ClassTrainConfig
+from mezzotint.training.config import ConfigError, TrainConfig, from_mapping, to_mapping
 from mezzotint.training.model_card import write_card
 
 
@@ -30,15 +31,10 @@ def export_run(
         raise ConfigError(f"{target} is there and is no model; give another name, or move it away.")
     checkpoint = load_checkpoint(found[-1])
     config = from_mapping(checkpoint.state["config"])
-    network = DiT.from_config(to_mapping(config)["model"])
-    network.load_state_dict(checkpoint.ema)
-    pipeline = Pipeline(
-        network.bfloat16(),
-        FlowMatchEulerDiscreteScheduler(shift=time_shift),
-        text_encoder_name=checkpoint.state["text_encoder"],
-        guidance_scale=config.samples.guidance_scale if guidance_scale is None else guidance_scale,
-        num_inference_steps=num_inference_steps or config.samples.num_inference_steps,
-    )
+    if isinstance(config, ClassTrainConfig):
+        pipeline = _class_pipeline(run, config, checkpoint, time_shift, guidance_scale, num_inference_steps)
+    else:
+        pipeline = _text_pipeline(config, checkpoint, time_shift, guidance_scale, num_inference_steps)
     unfinished = target.with_name(f".{target.name}-{os.getpid()}")
     try:
         pipeline.save_pretrained(unfinished)
@@ -47,6 +43,35 @@ def export_run(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def _text_pipeline(
+    config: TrainConfig, checkpoint: Checkpoint, time_shift: float, guidance_scale: float | None,
+    num_inference_steps: int | None,
+) -> DiffusionPipeline:
+    network = DiT.from_config(to_mapping(config)["model"])
+    network.load_state_dict(checkpoint.ema)
+    return Pipeline(
+        network.bfloat16(),
+        FlowMatchEulerDiscreteScheduler(shift=time_shift),
+        text_encoder_name=checkpoint.state["text_encoder"],
+        guidance_scale=config.samples.guidance_scale if guidance_scale is None else guidance_scale,
+        num_inference_steps=num_inference_steps or config.samples.num_inference_steps,
+    )
+
+
+def _class_pipeline(
+    run: Path, config: ClassTrainConfig, checkpoint: Checkpoint, time_shift: float, guidance_scale: float | None,
+    num_inference_steps: int | None,
+) -> DiffusionPipeline:
+    from mezzotint.dit.class_dit import ClassDiT
+    from mezzotint.training.class_model import run_pipeline
+
+    if time_shift != 1:
+        raise ConfigError(f"--time-shift is {time_shift:g}; it must be 1 for {run}, a model that is sampled by DDIM.")
+    network = ClassDiT(**to_mapping(config)["model"])
+    network.load_state_dict(checkpoint.ema)
+    return run_pipeline(network.bfloat16(), config, run, guidance_scale, num_inference_steps)
 
 
 def _replace(target: Path, new: Path) -> None:

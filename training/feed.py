@@ -2,20 +2,28 @@
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mezzotint.training.config import ConfigError
-from mezzotint.training.data import PictureData, StepSampler
+from mezzotint.training.data import StepSampler
 
 Batch = tuple[list[int], Tensor]
-"""Indices of pictures, and the pictures, uint8 [B, 3, S, S]."""
+"""Indices of items of the data, and the items, stacked: pictures are uint8 [B, 3, S, S]."""
 
 
-def batches(data: PictureData, sampler: StepSampler, steps: range, num_workers: int = 0) -> Iterator[Batch]:
+class Items(Protocol):
+    """Data by index."""
+
+    def picture(self, index: int) -> Tensor:
+        """One item. Raises ConfigError where it cannot be read."""
+        ...
+
+
+def batches(data: Items, sampler: StepSampler, steps: range, num_workers: int = 0) -> Iterator[Batch]:
     """The batch of each step in `steps`. A batch is a function of its step, whoever decodes it."""
     loader = DataLoader(
         _BatchByStep(data, sampler), batch_size=None, sampler=steps, num_workers=num_workers,
@@ -30,7 +38,7 @@ def batches(data: PictureData, sampler: StepSampler, steps: range, num_workers: 
 
 
 class _BatchByStep(Dataset[Batch | ConfigError]):
-    def __init__(self, data: PictureData, sampler: StepSampler) -> None:
+    def __init__(self, data: Items, sampler: StepSampler) -> None:
         self.data, self.sampler = data, sampler
 
     def __getitem__(self, step: int) -> Batch | ConfigError:

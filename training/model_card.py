@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from mezzotint.training.class_config import ClassTrainConfig
 from mezzotint.training.config import TrainConfig, to_mapping
 from mezzotint.training.hardware import num_cores
 from mezzotint.training.metrics_log import read_metrics
@@ -12,26 +13,27 @@ from mezzotint.training.metrics_log import read_metrics
 CURVE_FILE = "loss.png"
 
 
-def write_card(folder: Path, name: str, run: Path, config: TrainConfig, state: dict[str, Any]) -> None:
+def write_card(
+    folder: Path, name: str, run: Path, config: TrainConfig | ClassTrainConfig, state: dict[str, Any]
+) -> None:
     """Write README.md and, when the run kept metrics, loss.png into a model folder."""
     metrics = [m for m in read_metrics(run / "metrics.jsonl") if m["step"] < state["step"]]
     if metrics:
-        draw_curve(metrics, folder / CURVE_FILE)
+        draw_curve(metrics, folder / CURVE_FILE, _LOSSES[config.family])
     hours, samples = state["seconds"] / 3600, state["step"] * config.batch_size
     # Checkpoints of older versions do not say it.
     hardware = state.get("hardware") or f"{num_cores()} CPU cores"
     text = f"""# {name}
 
-A text-to-image diffusion transformer trained from scratch with Mezzotint.
+{_KINDS[config.family]}
 
 | | |
 |---|---|
-| pictures | {config.model.sample_size} x {config.model.sample_size} pixels, patches of {config.model.patch_size} |
+| {_what_it_draws(config)} |
 | network | {config.model.num_layers} blocks, width {config.model.hidden_size}, {config.model.num_heads} heads |
 | data | `{Path(config.data.path).name}` |
 | training | {state['step']:,} steps, {samples:,} pictures seen, {hours:.2f} hours on {hardware} |
-| text encoder | {state['text_encoder']} |
-
+{_encoder_row(state)}
 {f"![loss over training]({CURVE_FILE})" if metrics else ""}
 
 ## Recipe
@@ -42,7 +44,24 @@ A text-to-image diffusion transformer trained from scratch with Mezzotint.
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _recipe(config: TrainConfig) -> dict[str, Any]:
+_KINDS = {
+    "text": "A text-to-image diffusion transformer trained from scratch with Mezzotint.",
+    "class": "A class-conditional diffusion transformer over latents, trained with Mezzotint.",
+}
+_LOSSES = {"text": "velocity loss", "class": "DDPM loss"}
+
+
+def _what_it_draws(config: TrainConfig | ClassTrainConfig) -> str:
+    model = config.model
+    what, unit = ("latents", "values") if isinstance(config, ClassTrainConfig) else ("pictures", "pixels")
+    return f"{what} | {model.sample_size} x {model.sample_size} {unit}, patches of {model.patch_size}"
+
+
+def _encoder_row(state: dict[str, Any]) -> str:
+    return f"| text encoder | {state['text_encoder']} |\n" if "text_encoder" in state else ""
+
+
+def _recipe(config: TrainConfig | ClassTrainConfig) -> dict[str, Any]:
     """The settings without the path, which names a folder of the machine that trained."""
     values = to_mapping(config)
     values["data"] = values["data"] | {"path": Path(config.data.path).name}
@@ -55,7 +74,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def draw_curve(metrics: list[dict[str, Any]], path: Path) -> None:
+def draw_curve(metrics: list[dict[str, Any]], path: Path, measured: str = "velocity loss") -> None:
     """Loss over pictures seen, each step faint and a running median of 50 steps strong."""
     import matplotlib
 
@@ -69,6 +88,6 @@ def draw_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     axes.plot(steps, losses, color="0.8", linewidth=0.6)
     axes.plot(steps, smooth, color="black", linewidth=1.4)
-    axes.set(xlabel="step", ylabel="velocity loss", yscale="log")
+    axes.set(xlabel="step", ylabel=measured, yscale="log")
     figure.savefig(path, dpi=110)
     plt.close(figure)

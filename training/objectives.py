@@ -14,10 +14,23 @@ from torch import Tensor
 from mezzotint.dit.config import Prediction
 from mezzotint.training.config import ObjectiveConfig
 
+_SMALLEST_SHARE = 1e-9
+"""The normal distribution's ends are infinite."""
 
-def draw_t(batch: int, config: ObjectiveConfig, generator: torch.Generator) -> Tensor:
-    """Logit-normal noise times [B] in (0, 1), fp32 on the CPU (SD3, arXiv 2403.03206, section 3.1)."""
-    return torch.sigmoid(torch.randn(batch, generator=generator) * config.t_std + config.t_mean)
+
+def draw_t(
+    batch: int, config: ObjectiveConfig, generator: torch.Generator, quantiles: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """Logit-normal noise times [B] in (0, 1), fp32 on the CPU (SD3, arXiv 2403.03206, section 3.1).
+
+    quantiles: take only the times between these two quantiles, in their own proportions.
+    """
+    if quantiles == (0.0, 1.0):
+        return torch.sigmoid(torch.randn(batch, generator=generator) * config.t_std + config.t_mean)
+    low, high = quantiles
+    share = low + (high - low) * torch.rand(batch, generator=generator, dtype=torch.float64)
+    normal = torch.special.ndtri(share.clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE))
+    return torch.sigmoid(normal * config.t_std + config.t_mean).float()
 
 
 def add_noise(x_BcHW: Tensor, t_B: Tensor, noise_BcHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Muon for the 2-D matrices inside the blocks and AdamW for all else, on fp32 master copies, with an EMA.
+"""Muon for the 2-D matrices inside the blocks and AdamW for all else (or for all), on fp32 master copies, with an EMA.
 
 The network itself may be bf16: it holds rounded copies of the masters. Autocast would cast every weight at
 every use; rounding once a step costs a tenth of that on a CPU.
@@ -36,11 +36,12 @@ class MasterOptimizer:
         source = masters if masters is not None else {n: p.detach() for n, p in self.live.items()}
         self.masters = {n: nn.Parameter(source[n].detach().float().clone()) for n in self.live}
         self.ema = {n: p.detach().clone() for n, p in self.masters.items()}
-        muon = [p for n, p in self.masters.items() if is_muon_parameter(n, p)]
-        other = [p for n, p in self.masters.items() if not is_muon_parameter(n, p)]
+        chosen = {n for n, p in self.masters.items() if config.muon and is_muon_parameter(n, p)}
+        muon = [p for n, p in self.masters.items() if n in chosen]
+        other = [p for n, p in self.masters.items() if n not in chosen]
         self.muon = torch.optim.Muon(
             muon, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        ) if config.muon else None
         self.adamw = torch.optim.AdamW(
             other, lr=config.adamw_lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
@@ -54,6 +55,8 @@ class MasterOptimizer:
             self.live[name].grad = None
         norm = nn.utils.clip_grad_norm_(self.masters.values(), self.config.grad_clip)
         for optimizer, rate in ((self.muon, self.config.muon_lr), (self.adamw, self.config.adamw_lr)):
+            if optimizer is None:
+                continue
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
@@ -73,7 +76,7 @@ class MasterOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """State of both optimizers; the masters and the EMA are saved apart, as safetensors."""
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+        return {"muon": self.muon and self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], masters: Named, ema: Named) -> None:
         """Take up a saved state, masters and EMA by name."""
@@ -81,7 +84,8 @@ class MasterOptimizer:
             for name, master in self.masters.items():
                 master.copy_(masters[name])
                 self.ema[name].copy_(ema[name])
-        self.muon.load_state_dict(state["muon"])
+        if self.muon is not None:
+            self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
         self.write_back()
 

@@ -1,7 +1,4 @@
-"""The training loop: one object that holds a run's parts, and `run` that steps it to the end.
-
-Shape suffixes: B batch, c channels, S picture side.
-"""
+"""The training loop: one object that holds a run's parts, and `run` that steps it to the end."""
 
 import math
 import os
@@ -9,40 +6,37 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import yaml
 from accelerate import Accelerator
-from torch import Tensor
+from diffusers import ModelMixin
+from torch import nn
 from tqdm import tqdm
 
-from mezzotint.dit.config import DiTConfig
-from mezzotint.dit.model import DiT
 from mezzotint.sampling.precision import DTYPES
-from mezzotint.sampling.text import EMBEDDED, TextEncoder
 from mezzotint.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from mezzotint.training.class_config import ClassTrainConfig
 from mezzotint.training.config import ConfigError, TrainConfig, to_mapping
-from mezzotint.training.data import PictureData, StepSampler, TextTable, draw_captions
+from mezzotint.training.data import StepSampler
 from mezzotint.training.feed import Batch, batches
 from mezzotint.training.hardware import describe_hardware, use_all_cores
 from mezzotint.training.metrics_log import MetricsLog
-from mezzotint.training.objectives import add_noise, draw_t, velocity_loss
 from mezzotint.training.optim import MasterOptimizer, learning_rate_factor
-from mezzotint.training.randomness import generator_for, global_random_state, restore_global_random_state
-from mezzotint.training.sample_grid import save_sample_grid
+from mezzotint.training.randomness import global_random_state, restore_global_random_state
+from mezzotint.training.task import StepKey, Task
+from mezzotint.training.text_task import TextTask
 
-PICTURES_FOR_COMPONENTS = 1024
-"""Pictures whose patches the principal components are taken from, spread evenly over the data set."""
+Recipe = TrainConfig | ClassTrainConfig
 
 
 class Trainer:
     """A run in a folder: metrics.jsonl, config.yaml, samples/*.png, checkpoints/step-*."""
 
-    def __init__(self, config: TrainConfig, output: Path, init_from: str | None = None) -> None:
+    def __init__(self, config: Recipe, output: Path, init_from: str | None = None) -> None:
         """Open the data, build or load the network, and take up the newest checkpoint in `output`, if any.
 
         Raises ConfigError (settings, data, a broken checkpoint, a network of another shape).
@@ -54,15 +48,9 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         use_all_cores(self.accelerator)
         _make_folder(output)
-        self.encoder = TextEncoder(EMBEDDED, self.device)
-        _check_fit(config, self.encoder)
-        with self.accelerator.main_process_first():  # the others take up what it has unpacked and encoded
-            self.data = PictureData(config.data, config.model.sample_size)
-            self.table = TextTable(
-                self.data.captions, self.encoder, config.model.max_text_tokens, output / "text.safetensors"
-            )
+        self.task = make_task(config, output, self.accelerator)
         self.sampler = StepSampler(
-            self.data.draw_weights(config.data.balance), config.batch_size, config.seed,
+            self.task.draw_weights(), config.batch_size, config.seed,
             self.accelerator.process_index, self.accelerator.num_processes,
         )
         self.step, self.trained_s = 0, 0.0
@@ -76,23 +64,23 @@ class Trainer:
     def _build_network(self, init_from: str | None) -> None:
         found = list_checkpoints(self.output)
         torch.manual_seed(self.config.seed)
-        network = _cast(_fresh_network(self.config, None if found else init_from), self.device, torch.float32)
-        if network.components is not None and not found and init_from is None:
-            network.components.fit(self.data.sample(PICTURES_FOR_COMPONENTS).float().div_(127.5).sub_(1))
+        network = self.task.empty_network() if found else self.task.start_network(init_from)
+        _cast(network, self.device, torch.float32)
         self.optimizer = MasterOptimizer(network, self.config.optim)
         _cast(network, self.device, DTYPES[self.config.dtype])
         if self.config.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
+            cast(ModelMixin, network).enable_gradient_checkpointing()
         self.optimizer.live = dict(network.named_parameters())
         self.network = network
         self.wrapped = self.accelerator.prepare_model(network)
         if found:
             self._resume(found[-1])
+        self.task.prepare(network)
 
     def _resume(self, folder: Path) -> None:
         checkpoint = load_checkpoint(folder)
         # As settings, so that one which came with a later release counts with its default.
-        if DiTConfig.from_mapping(checkpoint.state["config"]["model"]) != self.config.model:
+        if type(self.config.model).from_mapping(checkpoint.state["config"]["model"]) != self.config.model:
             raise ConfigError(
                 f"{folder} holds a network with other settings; give another --output, or the same model."
             )
@@ -115,7 +103,7 @@ class Trainer:
         start = saved = time.monotonic()
         quiet = not (self.is_main and sys.stderr.isatty())
         steps = range(self.step, self.config.max_steps)
-        feed = batches(self.data, self.sampler, steps, self.config.data.num_workers)
+        feed = batches(self.task.data, self.sampler, steps, self.config.data.num_workers)
         with _StopFlag() as stop, tqdm(total=steps.stop, initial=self.step, unit="step", disable=quiet) as bar:
             while self.step < self.config.max_steps:
                 out_of_time = max_minutes is not None and time.monotonic() - start > max_minutes * 60
@@ -141,7 +129,7 @@ class Trainer:
     def _timed_step(self, feed: Iterator[Batch]) -> dict[str, Any]:
         """One step, its wait for pictures included."""
         start = time.perf_counter()
-        loss, norm, factor = self.train_step(*next(feed))
+        loss, norm, factor = self.train_step(next(feed))
         if not math.isfinite(loss + norm):
             raise ConfigError(f"the loss is {loss} and the gradient's norm {norm} at step {self.step}; give smaller "
                               "optim.muon_lr and optim.adamw_lr to go on from the last checkpoint.")
@@ -156,26 +144,13 @@ class Trainer:
         self.step += 1
         return metrics
 
-    def train_step(self, indices: list[int], pictures: Tensor) -> tuple[float, float, float]:
-        """One update on uint8 pictures [B, c, S, S]; returns loss, gradient norm and rate factor."""
-        config = self.config
-        generator = generator_for(config.seed, self.step, self.accelerator.process_index)
-        numbers = draw_captions([self.data.captions[i] for i in indices], self.table, config.data, generator)
-        t = draw_t(len(indices), config.objective, generator).to(self.device)
-        x = pictures.to(self.device).float().div_(127.5).sub_(1)
-        components = self.network.components
-        if components is not None:  # noise and loss are the same there, of fewer numbers
-            x = components.analyse(x)
-        noise = torch.randn(x.shape, generator=generator).mul_(config.model.noise_scale).to(self.device)
-        text, pooled, mask = (part.to(self.device) for part in self.table.batch(numbers))
-        prediction = self.wrapped(
-            add_noise(x, t, noise), t, text, pooled, mask, in_components=components is not None
+    def train_step(self, batch: Batch) -> tuple[float, float, float]:
+        """One update; returns loss, gradient norm and rate factor."""
+        config, processes = self.config, self.accelerator
+        key = StepKey(
+            seed=config.seed, step=self.step, rank=processes.process_index, num_ranks=processes.num_processes
         )
-        losses = velocity_loss(
-            prediction, x, noise, t, kind=config.model.prediction, min_t=config.objective.min_t
-        )
-        # Per pixel value, also where the difference was taken in components.
-        loss = losses.mean() * (config.model.output_values / config.model.patch_values)
+        loss = self.task.loss(self.wrapped, self.network, batch, key)
         self.accelerator.backward(loss)
         factor = learning_rate_factor(self.step, config.max_steps, config.optim)
         norm = self.optimizer.step(factor, self.step)
@@ -184,14 +159,14 @@ class Trainer:
     def _maybe_sample(self) -> None:
         every = self.config.samples.every_steps
         if self.is_main and every and self.step % every == 0:
-            save_sample_grid(self.ema_network(), self.encoder, self.config.samples, self._sample_file())
+            self.task.save_samples(self.ema_network(), self._sample_file())
 
     def _sample_file(self) -> Path:
         return self.output / "samples" / f"step-{self.step:08d}.png"
 
-    def ema_network(self) -> DiT:
+    def ema_network(self) -> nn.Module:
         """A copy of the network with the EMA weights, in the run's dtype."""
-        network = _fresh_network(self.config, None)
+        network = self.task.empty_network()
         network.load_state_dict(self.optimizer.ema)
         return _cast(network, self.device, DTYPES[self.config.dtype]).eval()
 
@@ -201,8 +176,8 @@ class Trainer:
             return
         state = {
             "step": self.step, "seconds": self.trained_s, "config": to_mapping(self.config),
-            "random": global_random_state(), "text_encoder": self.encoder.name,
-            "hardware": describe_hardware(self.accelerator),
+            "random": global_random_state(), "hardware": describe_hardware(self.accelerator),
+            **self.task.facts(),
         }
         masters = {name: p.detach().contiguous() for name, p in self.optimizer.masters.items()}
         save_checkpoint(self.output, Checkpoint(
@@ -223,17 +198,6 @@ def _make_folder(output: Path) -> None:
         ) from None
 
 
-def _check_fit(config: TrainConfig, encoder: TextEncoder) -> None:
-    """What the network must have in common with the pictures and the text encoder."""
-    width = encoder.model.config.hidden_size
-    for name, value, wanted, why in (
-        ("in_channels", config.model.in_channels, 3, "pictures are RGB"),
-        ("text_size", config.model.text_size, width, f"the text encoder {encoder.name} is so wide"),
-    ):
-        if value != wanted:
-            raise ConfigError(f"model.{name} is {value}; it must be {wanted}, since {why}.")
-
-
 class _StopFlag:
     """Set by SIGTERM or Ctrl-C while it is entered; the step under way is finished and saved."""
 
@@ -252,22 +216,16 @@ class _StopFlag:
         self.asked = True
 
 
-def _fresh_network(config: TrainConfig, init_from: str | None) -> DiT:
-    if init_from is None:
-        return DiT.from_config(to_mapping(config)["model"])
-    from mezzotint.sampling.catalog import find_model
+def make_task(config: Recipe, output: Path, accelerator: Accelerator) -> Task:
+    """The task that a recipe is for. Raises ConfigError as the task does."""
+    if isinstance(config, ClassTrainConfig):
+        from mezzotint.training.class_task import ClassTask  # an autoencoder, which text does not need
 
-    card = find_model(init_from)
-    if replace(card.config, noise_scale=config.model.noise_scale) != config.model:
-        raise ConfigError(f"--init-from is {init_from}, a network of another shape than the recipe's; "
-                          "the two must have the same model settings (noise_scale may differ).")
-    network = DiT.from_pretrained(card.folder / "transformer", dtype=torch.float32)
-    network.register_to_config(noise_scale=config.model.noise_scale)
-    network.shape = config.model
-    return network
+        return ClassTask(config, output, accelerator)
+    return TextTask(config, output, accelerator)
 
 
-def _cast(network: DiT, device: torch.device, dtype: torch.dtype) -> DiT:
+def _cast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """By torch's own `to`: diffusers' warns of modules that have to stay in fp32 even when there are none."""
     torch.nn.Module.to(network, device=device, dtype=dtype)
     return network

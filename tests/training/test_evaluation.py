@@ -11,7 +11,7 @@ from mezzotint.training.evaluation import (
     choose_labels,
     deranged,
     draw_all,
-    evaluate_retrieval,
+    evaluate_drawings,
     score_blurred,
 )
 from mezzotint.training.quality import FeatureExtractor, blurred
@@ -44,7 +44,7 @@ def real_picture(label: str, tone: str = "") -> Image.Image:
 def test_a_model_that_draws_what_it_is_asked_for_scores_1_and_shuffled_near_0(
     small: Reference, extract: FeatureExtractor
 ) -> None:
-    result = evaluate_retrieval(lambda prompts, _: [real_picture(p) for p in prompts], small, extract, 9)
+    result = evaluate_drawings(lambda prompts, _: [real_picture(p) for p in prompts], small, extract, 9)
     assert result.retrieval.top1 == result.retrieval.top5 == 1
     assert result.shuffled.top1 == 0
     assert [ranked[0] for ranked in result.ranked] == result.labels
@@ -55,7 +55,7 @@ def test_a_model_that_draws_what_it_is_asked_for_scores_1_and_shuffled_near_0(
 def test_a_model_that_always_draws_one_thing_is_right_for_one_label(
     small: Reference, extract: FeatureExtractor
 ) -> None:
-    result = evaluate_retrieval(lambda prompts, _: [real_picture("guitar")] * len(prompts), small, extract, 9)
+    result = evaluate_drawings(lambda prompts, _: [real_picture("guitar")] * len(prompts), small, extract, 9)
     assert result.retrieval.top1 == 1 / 9
     assert result.retrieval.top5 == 5 / 9
 
@@ -64,7 +64,7 @@ def test_another_skin_tone_counts_as_the_same_label(small: Reference, extract: F
     def draw(prompts: list[str], _: list[int]) -> list[Image.Image]:
         return [real_picture(p, "dark skin tone" if p == "woman firefighter" else "") for p in prompts]
 
-    assert evaluate_retrieval(draw, small, extract, 9).retrieval.top1 == 1
+    assert evaluate_drawings(draw, small, extract, 9).retrieval.top1 == 1
 
 
 def test_blurred_pictures_are_found_among_all_emoji(shipped: Reference, extract: FeatureExtractor) -> None:

@@ -113,7 +113,7 @@ def test_a_run_in_components_takes_them_from_its_pictures_and_keeps_them(
     trainer = Trainer(from_mapping(settings), tmp_path)
     components = trainer.network.components
     assert components is not None
-    patches = patchify(trainer.data.sample(100).float() / 127.5 - 1, 8).flatten(0, 1)
+    patches = patchify(trainer.task.data.sample(100).float() / 127.5 - 1, 8).flatten(0, 1)
     singular = torch.linalg.svdvals(patches)[:40] / len(patches) ** 0.5
     torch.testing.assert_close(components.deviation, singular[: len(components.deviation)], rtol=1e-3, atol=1e-3)
     before = {name: p.clone() for name, p in components.named_parameters()}
@@ -135,11 +135,11 @@ def test_the_loss_in_components_is_that_of_pixels(tmp_path: Path, tiny_settings:
     assert components is not None
     basis, deviation = components.basis.double(), components.deviation.double()
     indices = trainer.sampler.indices(0)
-    pictures = torch.stack([trainer.data.picture(i) for i in indices])
-    loss, _, _ = trainer.train_step(indices, pictures)
+    pictures = torch.stack([trainer.task.data.picture(i) for i in indices])
+    loss, _, _ = trainer.train_step((indices, pictures))
 
     generator = generator_for(0, 0)
-    draw_captions([trainer.data.captions[i] for i in indices], trainer.table, trainer.config.data, generator)
+    draw_captions([trainer.task.data.captions[i] for i in indices], trainer.task.table, trainer.config.data, generator)
     t = draw_t(16, trainer.config.objective, generator).double().view(16, 1, 1)
     noise = (torch.randn(16, 192, 4, 4, generator=generator) * 2.0).double().flatten(2).transpose(1, 2)
     x = patchify(pictures.double() / 127.5 - 1, 8)
