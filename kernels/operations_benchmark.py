@@ -1,5 +1,5 @@
-"""The fused operations beside what they replace, in one run: experts beside one-hot products and plain torch,
-norm_modulate beside torch's operators.
+"""The fused operations beside what they replace, in one run: experts, and the way to them and back alone, beside
+one-hot products and plain torch; norm_modulate beside torch's operators.
 
 Experts are two matrices with an exact GELU between them and expert-choice routing, as MicroDiT has them (arXiv
 2407.15811): the scores are given, and each side does everything that comes after the choice. Shape suffixes: B
@@ -17,14 +17,12 @@ from torch import Tensor
 
 from mezzotint.kernels import expert_backends, modulation
 from mezzotint.kernels.attention_benchmark import PASSES
+from mezzotint.kernels.expert_dispatch import gather_tokens, scatter_add
 from mezzotint.kernels.expert_mlp import expert_mlp
 from mezzotint.kernels.expert_routing import ExpertRouting, expert_choice
 from mezzotint.kernels.modulation import norm_modulate
 from mezzotint.kernels.modulation_reference import reference_norm_modulate
 from mezzotint.kernels.stopwatch import interleaved_medians
-
-PICTURE_TOKENS = 256
-"""Tokens of one picture, or all where there are fewer."""
 
 HIDDEN_RATIO = 4
 ROUNDS = 31
@@ -34,11 +32,12 @@ Call = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperationsSweep:
-    """What is measured: every combination. tokens are those of all pictures; capacity is how many experts a token has
-    on average."""
+    """What is measured: every combination. tokens are those of all pictures, picture_tokens of one (or all where there
+    are fewer); capacity is how many experts a token has on average."""
 
     tokens: Sequence[int] = (64, 1024, 4096)
-    widths: Sequence[int] = (320, 1152)
+    picture_tokens: int = 256
+    widths: Sequence[int] = (320, 512, 1024, 1152)
     dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float32)
     passes: Sequence[str] = PASSES
     experts: int = 8
@@ -49,7 +48,8 @@ class OperationsSweep:
 class Measured:
     """One point. seconds: medians by side. "ours" is one of them; of experts the others are "one_hot" (the public
     code's einsum), "torch" (index_select, a product an expert, index_add_) and "products" (the two products and the
-    GELU alone, of rows that are already gathered: no side can be faster); of norm_modulate "torch"."""
+    GELU alone, of rows that are already gathered: no side can be faster); of dispatch the first two of these; of
+    norm_modulate "torch"."""
 
     operation: str
     tokens: int
@@ -67,19 +67,22 @@ class Measured:
 
 
 def run_operations(sweep: OperationsSweep, device: torch.device) -> Iterator[Measured]:
-    """Measure point by point: experts, then norm_modulate."""
-    for tokens, width, dtype, capacity, direction in itertools.product(
-        sweep.tokens, sweep.widths, sweep.dtypes, sweep.capacities, sweep.passes
-    ):
-        yield _experts(tokens, width, dtype, sweep.experts, capacity, direction, device)
+    """Measure point by point: experts, dispatch alone, then norm_modulate."""
+    for measure in (_experts, _dispatch):
+        for tokens, width, dtype, capacity, direction in itertools.product(
+            sweep.tokens, sweep.widths, sweep.dtypes, sweep.capacities, sweep.passes
+        ):
+            N = min(tokens, sweep.picture_tokens)
+            yield measure(tokens // N, N, width, dtype, sweep.experts, capacity, direction, device)
     for tokens, width, dtype, direction in itertools.product(sweep.tokens, sweep.widths, sweep.dtypes, sweep.passes):
-        yield _modulation(tokens, width, dtype, direction, device)
+        N = min(tokens, sweep.picture_tokens)
+        yield _modulation(tokens // N, N, width, dtype, direction, device)
 
 
 def num_points(sweep: OperationsSweep) -> int:
     """How many `run_operations` yields."""
     shared = len(sweep.tokens) * len(sweep.widths) * len(sweep.dtypes) * len(sweep.passes)
-    return shared * (len(sweep.capacities) + 1)
+    return shared * (2 * len(sweep.capacities) + 1)
 
 
 def expert_sides(routing: ExpertRouting, B: int, N: int) -> dict[str, Call]:
@@ -111,16 +114,35 @@ def expert_sides(routing: ExpertRouting, B: int, N: int) -> dict[str, Call]:
     return {"ours": ours, "one_hot": one_hot, "torch": plain}
 
 
+def dispatch_sides(routing: ExpertRouting, B: int, N: int) -> dict[str, Call]:
+    """As `expert_sides` without the experts: each takes its tokens as they are, and gives them back times its gates."""
+    index, E = routing.index, len(routing.offsets) - 1
+    chosen_BEK = (index.view(E, B, -1) % N).transpose(0, 1).contiguous()
+
+    def ours(x: Tensor, gate: Tensor) -> Tensor:
+        return scatter_add(gather_tokens(x, index), index, gate, len(x))
+
+    def plain(x: Tensor, gate: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_add_(0, index, x.index_select(0, index) * gate[:, None])
+
+    def one_hot(x: Tensor, gate: Tensor) -> Tensor:
+        chosen_BEKN = F.one_hot(chosen_BEK, N).to(x.dtype)
+        rows = torch.einsum("bekn,bnc->bekc", chosen_BEKN, x.view(B, N, -1))
+        gate_BEK = gate.view(E, B, -1).transpose(0, 1)
+        return torch.einsum("bekn,bekc->bnc", chosen_BEKN, rows * gate_BEK[..., None]).reshape(x.shape)
+
+    return {"ours": ours, "one_hot": one_hot, "torch": plain}
+
+
 def products(rows: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """rows [E, A, C], w1 [E, C, F], w2 [E, F, C]: [E, A, C], by one batched product for each matrix."""
     return torch.bmm(F.gelu(torch.bmm(rows, w1)), w2)
 
 
 def _experts(
-    tokens: int, width: int, dtype: torch.dtype, experts: int, capacity: float, direction: str, device: torch.device
+    B: int, N: int, width: int, dtype: torch.dtype, experts: int, capacity: float, direction: str, device: torch.device
 ) -> Measured:
-    N = min(tokens, PICTURE_TOKENS)
-    B, K, hidden = tokens // N, max(1, int(capacity * N / experts)), HIDDEN_RATIO * width
+    K, hidden = max(1, int(capacity * N / experts)), HIDDEN_RATIO * width
     generator = torch.Generator().manual_seed(1)
     routing = expert_choice(torch.rand(B, N, experts, generator=generator).softmax(2).to(device), K)
     shapes = ((B * N, width), (experts, width, hidden), (experts, hidden, width), (experts, B * K, width))
@@ -137,12 +159,27 @@ def _experts(
     )
 
 
-def _modulation(tokens: int, width: int, dtype: torch.dtype, direction: str, device: torch.device) -> Measured:
-    N = min(tokens, PICTURE_TOKENS)
+def _dispatch(
+    B: int, N: int, width: int, dtype: torch.dtype, experts: int, capacity: float, direction: str, device: torch.device
+) -> Measured:
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.rand(B, N, experts, generator=generator).softmax(2).to(device)
+    routing = expert_choice(scores, max(1, int(capacity * N / experts)))
+    x = torch.randn(B * N, width, generator=generator).to(device, dtype)
+    given, backward = (x, routing.gate.to(dtype)), direction != "forward"
+    calls = {name: call_of(side, given, backward) for name, side in dispatch_sides(routing, B, N).items()}
+    return Measured(
+        operation="dispatch", tokens=B * N, width=width, experts=experts, capacity=capacity, dtype=_named(dtype),
+        direction=direction, backend=expert_backends.chosen_backend(x),
+        seconds=interleaved_medians(calls, device, ROUNDS),
+    )
+
+
+def _modulation(B: int, N: int, width: int, dtype: torch.dtype, direction: str, device: torch.device) -> Measured:
     generator = torch.Generator().manual_seed(1)
     x, shift, scale = (
         torch.randn(shape, generator=generator).to(device, dtype)
-        for shape in ((tokens // N, N, width), (tokens // N, width), (tokens // N, width))
+        for shape in ((B, N, width), (B, width), (B, width))
     )
     sides: dict[str, Call] = {
         "ours": norm_modulate,
@@ -150,7 +187,7 @@ def _modulation(tokens: int, width: int, dtype: torch.dtype, direction: str, dev
     }
     calls = {name: call_of(side, (x, shift, scale), direction != "forward") for name, side in sides.items()}
     return Measured(
-        operation="norm_modulate", tokens=tokens // N * N, width=width, experts=None, capacity=None,
+        operation="norm_modulate", tokens=B * N, width=width, experts=None, capacity=None,
         dtype=_named(dtype), direction=direction, backend=modulation.chosen_backend(x, shift, scale),
         seconds=interleaved_medians(calls, device, ROUNDS),
     )

@@ -11,10 +11,11 @@ __version__ = "0.1.0"
 _PUBLIC_NAMES = {
     "DiT": "mezzotint.dit.model",
     "Pipeline": "mezzotint.sampling.pipeline",
+    "ClassPipeline": "mezzotint.sampling.class_pipeline",
     "GenerateRequest": "mezzotint.sampling.request",
     "Client": "mezzotint.worker.client",
 }
-__all__ = ["Client", "DiT", "GenerateRequest", "Pipeline", "__version__"]
+__all__ = ["ClassPipeline", "Client", "DiT", "GenerateRequest", "Pipeline", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,17 @@
 
 import typer
 
+from mezzotint.commands.adapters import app as adapters
 from mezzotint.commands.bench import app as bench
 from mezzotint.commands.convert import convert
 from mezzotint.commands.evaluate import evaluate
 from mezzotint.commands.export import export
 from mezzotint.commands.generate import generate
+from mezzotint.commands.jobs import app as jobs
 from mezzotint.commands.models import models
 from mezzotint.commands.plan import plan
+from mezzotint.commands.serve import serve
+from mezzotint.commands.tokens import app as tokens
 from mezzotint.commands.up import up
 from mezzotint.commands.worker import worker
 
@@ -20,9 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (up, generate, plan, worker, models, evaluate, export, convert):
+for command in (up, generate, plan, worker, serve, models, evaluate, export, convert):
     app.command()(command)
-app.add_typer(bench, name="bench")
+for name, group in (("adapters", adapters), ("jobs", jobs), ("tokens", tokens), ("bench", bench)):
+    app.add_typer(group, name=name)
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """A pretrained DiT at several token densities beside diffusers' own dense one, with the same weights, in one run.
 
 What is timed is one pass of the network on a guided batch (two latents a picture), for each grid that the schedule
-takes; the seconds of a whole drawing are these medians, each counted as often as its grid comes. The scheduler's own
-arithmetic, the same for all sides and a few milliseconds, is left out.
+takes; the seconds of a whole drawing are these medians, each counted as often as its grid comes, and for our networks
+the packing of their weights at the start of a drawing. The scheduler's own arithmetic, the same for all sides and a few
+milliseconds, is left out.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from mezzotint.dit.checkpoints.diffusers_dit import from_diffusers_dit
 from mezzotint.dit.class_dit import ClassDiT
 from mezzotint.dit.density import DensitySchedule, Grid
 from mezzotint.dit.latent_flops import latent_flops
+from mezzotint.dit.packed_linears import packed_linears
 from mezzotint.dit.recut import recut
 from mezzotint.dit.segment_layout import LAYOUTS
 from mezzotint.kernels.stopwatch import interleaved_medians
@@ -58,17 +61,28 @@ def measure_density(pixels: int, num_steps: int, dtype: torch.dtype, device: tor
     sparse = recut(dense, LAYOUTS[f"dit-xl-{pixels}"].layout)
     schedule = DensitySchedule(r_min=SCHEDULES[pixels][0], r_max=SCHEDULES[pixels][1])
     grids = Counter(schedule.step_grids(num_steps, dense.shape.own_grid))
-    seconds = _time(theirs, dense, sparse, list(grids), device)
+    packing_s = _packing_seconds(sparse)
+    with packed_linears(dense), packed_linears(sparse):
+        seconds = _time(theirs, dense, sparse, list(grids), device)
     both: dict[str, Any] = {
         "model": "DiT-XL/2", "pixels": pixels, "dtype": str(dtype).removeprefix("torch."), "num_steps": num_steps,
         "diffusers_s": seconds["diffusers"] * num_steps,
     }
-    yield DensityRow(**both, density="dense", macs=_macs(dense, None) * num_steps, ours_s=seconds["dense"] * num_steps)
+    yield DensityRow(
+        **both, density="dense", macs=_macs(dense, None) * num_steps, ours_s=packing_s + seconds["dense"] * num_steps
+    )
     yield DensityRow(
         **both, density=f"{schedule.r_min:g}-{schedule.r_max:g}",
         macs=sum(_macs(sparse, grid) * count for grid, count in grids.items()),
-        ours_s=sum(seconds[str(grid)] * count for grid, count in grids.items()),
+        ours_s=packing_s + sum(seconds[str(grid)] * count for grid, count in grids.items()),
     )
+
+
+def _packing_seconds(network: ClassDiT) -> float:
+    """What a drawing takes to pack the weights; 0 where nothing is packed."""
+    start = time.perf_counter()
+    with packed_linears(network):
+        return time.perf_counter() - start
 
 
 def _macs(network: ClassDiT, grid: Grid | None) -> int:

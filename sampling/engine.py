@@ -31,7 +31,11 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """What came out: pictures in order of their seeds, seconds by phase, FLOPs and what drew them."""
+    """What came out: pictures in order of their seeds, seconds by phase, FLOPs that were computed and what drew them.
+
+    module_passes: how often the sparse-dense modules ran, over pictures, steps and branches of guidance; None for a
+    network without segments.
+    """
 
     images: list[Image.Image]
     seeds: list[int]
@@ -42,6 +46,7 @@ class Drawn:
     device: str
     dtype: str
     warnings: list[str] = field(default_factory=list)
+    module_passes: int | None = None
 
 
 class Engine(Protocol):

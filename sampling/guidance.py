@@ -3,6 +3,6 @@
 from torch import Tensor
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """unconditional + scale * (conditional - unconditional); scale 1 is the conditional prediction alone."""
-    return unconditional + scale * (conditional - unconditional)
+def guide(conditional: Tensor, unconditional: Tensor | None = None, *, scale: float) -> Tensor:
+    """unconditional + scale * (conditional - unconditional); without an unconditional one the conditional alone."""
+    return conditional if unconditional is None else unconditional + scale * (conditional - unconditional)

@@ -32,7 +32,7 @@ def provenance(request: GenerateRequest, drawn: Drawn, index: int) -> dict[str, 
     """Everything needed to draw picture `index` of a request again, alone."""
     shown = request.model_dump(mode="json") | {"seed": drawn.seeds[index], "num_images": 1}
     if not request.include_prompt_in_metadata:
-        shown = {k: v for k, v in shown.items() if k not in ("prompt", "negative_prompt")}
+        shown = {k: v for k, v in shown.items() if k not in ("prompt", "negative_prompt", "class_label")}
     return {
         "request": shown,
         "model": {"name": drawn.model, "fingerprint": drawn.fingerprint},

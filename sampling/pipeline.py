@@ -12,12 +12,16 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
+from mezzotint.dit.block_order import ModulePass
 from mezzotint.dit.config import DiTConfig
 from mezzotint.dit.density import Grid
 from mezzotint.dit.model import DiT
+from mezzotint.dit.packed_linears import packed_linears
 from mezzotint.sampling.catalog import find_model
+from mezzotint.sampling.conditioning import Fixed
 from mezzotint.sampling.guidance import guide
-from mezzotint.sampling.plan import noise_times, sparse_grids
+from mezzotint.sampling.guided_steps import GuidedSteps, RunPass, begin_steps
+from mezzotint.sampling.plan import noise_times
 from mezzotint.sampling.precision import fastest_dtype
 from mezzotint.sampling.quiet_loading import quiet_loading
 from mezzotint.sampling.request import MAX_IMAGES, MAX_SEED, RequestError
@@ -29,11 +33,17 @@ StepCallback = Callable[[int, int, Tensor], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineOutput:
-    """Pictures, the seed of each, and what the caller should know (a prompt that was cut, say)."""
+    """Pictures, the seed of each, and what the caller should know (a prompt that was cut, say).
+
+    flops: what the network computed for all pictures. module_passes: how often its sparse-dense modules ran, counted
+    over pictures, steps and branches of guidance; None for a network without segments.
+    """
 
     images: list[Image.Image]
     seeds: list[int]
     warnings: list[str]
+    flops: int
+    module_passes: int | None
 
 
 class Pipeline(DiffusionPipeline):
@@ -68,7 +78,9 @@ class Pipeline(DiffusionPipeline):
 
         Raises RequestError (field "model") when there is no such model.
         """
-        folder = find_model(str(name)).folder
+        card = find_model(str(name))
+        _ = card.text_config  # refused before a weight is read
+        folder = card.folder
         with quiet_loading():
             return super().from_pretrained(str(folder), dtype=dtype or fastest_dtype("cpu"), **kwargs)
 
@@ -97,6 +109,9 @@ class Pipeline(DiffusionPipeline):
         callback: StepCallback | None = None,
         batch_size: int = 1,
         density: str | None = None,
+        guidance_density: str | None = None,
+        cache: str | None = None,
+        fixed: Fixed | None = None,
     ) -> PipelineOutput:
         """Draw `num_images` pictures of each prompt.
 
@@ -107,21 +122,34 @@ class Pipeline(DiffusionPipeline):
             else is drawn with it; larger batches are faster, and round differently in bf16.
         density: how many tokens a model with segments keeps: "full" (also None), "balanced", "fast", or a pair of
             pruning rates such as "0.61-0.86".
+        guidance_density: that of the branch without the prompt: "same" (also None), one of those above, or "skip".
+        cache: a step cache for a model with segments: "off" (also None), "first-block", "taylor"; the last two with a
+            number if you like, "first-block:0.05" and "taylor:4".
+        fixed: values in [-1, 1] that every picture keeps, such as given panels; only the others are drawn.
         Raises RequestError naming the argument, its value and its range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [p for p in prompts for _ in range(num_images)]
         shape = self.transformer.shape
         size = _size(shape, height or shape.sample_size, width or shape.sample_size)
+        if fixed is not None:
+            fixed.check_size(size)
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        grids = sparse_grids(shape, "this model", density, steps, shape.grid(*size))
-        seeds = _seeds(seed, len(prompts))
+        seeds, grid = draw_seeds(seed, len(prompts)), shape.grid(*size)
+        guided = begin_steps(
+            shape, density, guidance_density, cache, guided=scale != 1, num_steps=steps, grid=grid,
+            num_pictures=len(prompts),
+        )
         text = self._encode(prompts, negative_prompt or "", guided=scale != 1)
         noise = torch.stack([self._noise(s, size) for s in seeds])
-        pictures = self._denoise(noise, text, grids, scale, callback, batch_size)
+        with packed_linears(self.transformer):
+            pictures = self._denoise(noise, text, guided, scale, callback, batch_size, fixed)
         warnings = _cut_warnings(prompts, text.lengths[: len(prompts)], shape.max_text_tokens)
-        return PipelineOutput(images=to_images(pictures), seeds=seeds, warnings=warnings)
+        return PipelineOutput(
+            images=to_images(pictures), seeds=seeds, warnings=warnings, flops=guided.flops(shape, grid),
+            module_passes=None if shape.segments is None else guided.module_passes,
+        )
 
     def _encode(self, prompts: list[str], negative: str, guided: bool) -> EncodedText:
         """The prompts, followed by as many negative ones when guidance runs."""
@@ -135,37 +163,38 @@ class Pipeline(DiffusionPipeline):
         return torch.randn(shape.in_channels, *size, generator=generator) * shape.noise_scale
 
     def _denoise(
-        self, noise: Tensor, text: EncodedText, grids: Sequence[Grid | None], scale: float,
-        callback: StepCallback | None, batch_size: int,
+        self, noise: Tensor, text: EncodedText, guided: GuidedSteps, scale: float,
+        callback: StepCallback | None, batch_size: int, fixed: Fixed | None,
     ) -> Tensor:
-        """Pictures [B, c, H, W]; `grids` holds the sparse grid of each step."""
-        x, num_steps = noise.to(self.device), len(grids)
+        """Pictures [B, c, H, W]."""
+        x, num_steps = noise.to(self.device), guided.num_steps
         # Even times: the scheduler shifts them itself.
         self.scheduler.set_timesteps(sigmas=noise_times(num_steps), device=self.device)
         for step, timestep in enumerate(self.scheduler.timesteps):
             t = timestep / self.scheduler.config.num_train_timesteps
+            run = self._runner(x, t, text)
             batches = torch.arange(len(x)).split(batch_size)
-            prediction = torch.cat([self._predict(x, t, text, scale, rows, grids[step]) for rows in batches])
+            prediction = torch.cat([guide(*guided.predict(step, some.tolist(), run), scale=scale) for some in batches])
             clean, velocity = self._clean_and_velocity(prediction, x, t)
             x = self.scheduler.step(velocity, timestep, x, return_dict=False)[0]
+            if fixed is not None:
+                x = fixed.hold_flow(x, noise.to(x), float(self.scheduler.sigmas[step + 1]))
+                clean = fixed.hold_flow(clean, clean, 0.0)
             if callback is not None:
                 callback(step + 1, num_steps, clean)
         return x
 
-    def _predict(
-        self, x: Tensor, t: Tensor, text: EncodedText, scale: float, rows: Tensor, grid: Grid | None
-    ) -> Tensor:
-        """The guided prediction of some pictures; the text holds the prompts, then the negative ones if any."""
-        branches = len(text.tokens) // len(x)
-        both = torch.cat([rows + branch * len(x) for branch in range(branches)])
-        inputs = torch.cat([x[rows]] * branches)
-        out = self.transformer(
-            inputs, t.expand(len(inputs)), text.tokens[both], text.pooled[both], text.mask[both], grid=grid
-        ).float()
-        if branches == 1:
-            return out
-        wanted, unwanted = out.chunk(2)
-        return guide(wanted, unwanted, scale)
+    def _runner(self, x: Tensor, t: Tensor, text: EncodedText) -> RunPass:
+        """What runs the network on some rows; the text holds the prompts, then the negative ones if any."""
+
+        def run(rows: list[int], grid: Grid | None, module_pass: ModulePass | None) -> Tensor:
+            pictures = [row % len(x) for row in rows]
+            return self.transformer(
+                x[pictures], t.expand(len(rows)), text.tokens[rows], text.pooled[rows], text.mask[rows],
+                grid=grid, module_pass=module_pass,
+            ).float()
+
+        return run
 
     def _clean_and_velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity dx/dt = noise - picture, with x = (1 - t) picture + t noise."""
@@ -188,7 +217,8 @@ def _size(shape: DiTConfig, height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+def draw_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """The seeds of `count` pictures from the first one, from all, or from none. Raises RequestError (field "seed")."""
     if seed is None:
         seed = int(torch.randint(0, MAX_SEED - MAX_IMAGES, (1,)))
     if isinstance(seed, int):

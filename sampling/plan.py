@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from mezzotint.dit.config import DiTConfig
 from mezzotint.dit.density import Grid
-from mezzotint.dit.flops import forward_flops
+from mezzotint.sampling.branches import Branch, step_branches, usable_cache
 from mezzotint.sampling.catalog import ModelCard
-from mezzotint.sampling.density_presets import FULL, density_schedule
+from mezzotint.sampling.pass_cost import dense_flops, pass_flops
 from mezzotint.sampling.request import GenerateRequest, RequestError
 
 MAX_PIXEL_STEPS = 2_000_000_000
@@ -15,26 +14,38 @@ MAX_PIXEL_STEPS = 2_000_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One denoising step: noise time t (0 = data, 1 = noise), token grid, and whether guidance runs.
+    """One denoising step: noise time t (0 = data, 1 = noise), token grid, and the branches that run.
 
-    sparse_grid: the grid of the tokens in the sparse segments; None for a network without segments.
-    flops: of one picture, the guidance's pass included.
+    branches: the conditional one, then the guidance's where it runs.
+    cached: what the modules add comes from a cache; None where that is decided while drawing.
+    flops: of one picture, all branches together; the most it can be where cached is None.
     """
 
     t: float
     grid: Grid
-    guided: bool
-    sparse_grid: Grid | None
+    branches: tuple[Branch, ...]
+    cached: bool | None
     flops: int
+
+    @property
+    def guided(self) -> bool:
+        return len(self.branches) > 1
+
+    @property
+    def sparse_grid(self) -> Grid | None:
+        """The grid of the conditional branch's sparse tokens; None for a network without segments."""
+        return self.branches[0].sparse_grid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The steps of one picture, and the cost of the whole request in FLOPs."""
+    """The steps of one picture, and the cost of the whole request in FLOPs: the most it can be where a cache decides
+    while drawing. dense_flops: of the same request to a network of the same size without segments."""
 
     steps: tuple[StepPlan, ...]
     num_images: int
     flops: int
+    dense_flops: int
 
 
 def noise_times(num_steps: int, shift: float = 1.0) -> list[float]:
@@ -49,51 +60,39 @@ def noise_times(num_steps: int, shift: float = 1.0) -> list[float]:
 def make_plan(request: GenerateRequest, card: ModelCard) -> Plan:
     """Plan a complete request (see `intake.accept`).
 
-    Raises RequestError when the size does not fit the model's patch, the model has no segments for the density, or
-    the price is above the limit.
+    Raises RequestError when the size does not fit the model's patch, the model has no segments for the density or the
+    cache, or the price is above the limit.
     """
-    width, height = request.width or card.config.sample_size, request.height or card.config.sample_size
+    width, height = request.width or card.sample_size, request.height or card.sample_size
     for field, side in (("width", width), ("height", height)):
         _check_side(field, side, card)
     _check_price(request, width, height)
-    grid = card.config.grid(height, width)
+    grid = card.grid(height, width)
     guided = (card.guidance_scale if request.guidance_scale is None else request.guidance_scale) != 1
     times = noise_times(request.num_inference_steps, card.time_shift)
-    sparse = sparse_grids(card.config, card.name, request.density, len(times), grid)
-    passes = 2 if guided else 1
-    flops = {cells: passes * forward_flops(card.config, grid, sparse_grid=cells) for cells in set(sparse)}
-    steps = tuple(
-        StepPlan(t=t, grid=grid, guided=guided, sparse_grid=cells, flops=flops[cells])
-        for t, cells in zip(times, sparse, strict=True)
+    branches = step_branches(
+        card.config, card.name, request.density, request.guidance_density,
+        guided=guided, num_steps=len(times), grid=grid,
     )
+    cached = usable_cache(card.config, card.name, request.cache).reused(len(times))
+    steps = tuple(_step(card, grid, *step) for step in zip(times, branches, cached, strict=True))
+    passes = len(steps) * (2 if guided else 1)
     return Plan(
-        steps=steps, num_images=request.num_images, flops=sum(step.flops for step in steps) * request.num_images
+        steps=steps, num_images=request.num_images, flops=sum(step.flops for step in steps) * request.num_images,
+        dense_flops=passes * dense_flops(card.config, grid) * request.num_images,
     )
 
 
-def sparse_grids(
-    config: DiTConfig, model: str, density: str | None, num_steps: int, grid: Grid
-) -> tuple[Grid | None, ...]:
-    """The sparse grid of each step, for a full grid of (rows, columns); None at every step without segments.
-
-    density: see `density_presets`; None is full. model: what an error calls the model.
-    Raises RequestError for a density that there is not, and for any but full where there are no segments.
-    """
-    density = FULL if density is None else density
-    try:
-        schedule = density_schedule(density)
-    except ValueError as error:
-        raise RequestError("density", str(error)) from None
-    if config.segments is not None:
-        return schedule.step_grids(num_steps, grid)
-    if density != FULL:
-        raise RequestError("density", f"density is {density}; {model} has no segments of token density, so give "
-                                      "full, or take a model that has them (`mezzotint convert --density` cuts one).")
-    return (None,) * num_steps
+def _step(card: ModelCard, grid: Grid, t: float, branches: tuple[Branch, ...], cached: bool | None) -> StepPlan:
+    flops = sum(
+        pass_flops(card.config, grid, branch.sparse_grid, modules=not (cached or branch.skips_modules))
+        for branch in branches
+    )
+    return StepPlan(t=t, grid=grid, branches=branches, cached=cached, flops=flops)
 
 
 def _check_side(field: str, side: int, card: ModelCard) -> None:
-    patch = card.config.patch_size
+    patch = card.patch_size
     if side % patch:
         below, above = side // patch * patch, (side // patch + 1) * patch
         nearest = f"{below} or {above}" if below else f"{above}"

@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mezzotint.sampling.catalog import find_model
 from mezzotint.sampling.engine import Cancelled, Drawn, Progress
 from mezzotint.sampling.hub import Hub
-from mezzotint.sampling.pipeline import to_images
-from mezzotint.sampling.plan import make_plan
+from mezzotint.sampling.pipeline import Pipeline, PipelineOutput, to_images
 from mezzotint.sampling.precision import DTYPES, dtype_name, fastest_dtype
 from mezzotint.sampling.request import GenerateRequest, RequestError
+
+if TYPE_CHECKING:
+    from mezzotint.sampling.class_pipeline import ClassPipeline
 
 
 class TorchEngine:
@@ -45,20 +47,36 @@ class TorchEngine:
         if cancelled():
             raise Cancelled
         try:
-            out = model.pipeline(
-                request.prompt, request.negative_prompt, request.width, request.height,
-                request.num_inference_steps, request.guidance_scale, request.seed, request.num_images,
-                callback=_watcher(on_progress, cancelled), density=request.density,
-            )
+            out = _drawn(model.pipeline, request, _watcher(on_progress, cancelled))
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MemoryError(_what_to_lower(request)) from error
         return Drawn(
             images=out.images, seeds=out.seeds, warnings=out.warnings,
             seconds={"load": loaded - start, "sample": time.perf_counter() - loaded},
-            flops=make_plan(request, find_model(request.model)).flops,
+            flops=out.flops, module_passes=out.module_passes,
             model=request.model, fingerprint=model.fingerprint,
             device=str(self.device), dtype=dtype_name(self.dtype),
         )
+
+
+def _drawn(
+    pipeline: "Pipeline | ClassPipeline", request: GenerateRequest, after_step: Callable[..., None]
+) -> PipelineOutput:
+    """A complete request by whichever pipeline its model has."""
+    of_tokens: dict[str, Any] = {
+        "density": request.density, "guidance_density": request.guidance_density, "cache": request.cache
+    }
+    if isinstance(pipeline, Pipeline):
+        assert request.prompt is not None  # `intake.accept` has seen to it
+        return pipeline(
+            request.prompt, request.negative_prompt, request.width, request.height, request.num_inference_steps,
+            request.guidance_scale, request.seed, request.num_images, callback=after_step, **of_tokens,
+        )
+    assert request.class_label is not None
+    return pipeline(
+        request.class_label, request.width, request.height, request.num_inference_steps, request.guidance_scale,
+        request.seed, request.num_images, callback=after_step, **of_tokens,
+    )
 
 
 def _device(name: str | None) -> torch.device:
@@ -70,12 +88,11 @@ def _device(name: str | None) -> torch.device:
         raise RequestError("device", f"device is {name!r}; torch has no such device here, so use cpu.") from None
 
 
-def _watcher(
-    on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
-) -> Callable[[int, int, Tensor], None]:
-    def after_step(step: int, num_steps: int, clean: Tensor) -> None:
-        preview = to_images(clean[:1])[0]
-        preview.thumbnail((256, 256))
+def _watcher(on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Callable[..., None]:
+    def after_step(step: int, num_steps: int, clean: Tensor | None = None) -> None:
+        preview = None if clean is None else to_images(clean[:1])[0]
+        if preview is not None:
+            preview.thumbnail((256, 256))
         on_progress(Progress(phase="sample", step=step, num_steps=num_steps, preview=preview))
         if step < num_steps and cancelled():
             raise Cancelled

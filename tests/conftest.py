@@ -119,8 +119,7 @@ def wait_until(met: Callable[[], object], seconds: float, tell: Callable[[], str
         time.sleep(0.05)
 
 
-@pytest.fixture
-def make_service() -> Iterator[Callable[..., Service]]:
+def services() -> Iterator[Callable[..., Service]]:
     """Make services by settings; each has a folder short enough for a unix socket."""
     made: list[Service] = []
 
@@ -133,6 +132,11 @@ def make_service() -> Iterator[Callable[..., Service]]:
     for service in made:
         service.end()
         shutil.rmtree(service.folder)
+
+
+make_service = pytest.fixture(services)
+make_lasting_service = pytest.fixture(services, scope="module")
+"""The same for a whole module, whose tests leave the service as they found it."""
 
 
 @pytest.fixture
@@ -163,4 +167,56 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     Pipeline(network, FlowMatchEulerDiscreteScheduler(), guidance_scale=2.0).save_pretrained(folder)
+    return folder
+
+
+CLASS_NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 134: "crane", 207: "golden retriever", 517: "crane"}
+
+
+@pytest.fixture(scope="session")
+def class_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense class-conditional model as diffusers' DiTPipeline saves it, with random weights: 16 x 16 pixels, latents
+    of 8 x 8, patches of 4 pixels, 1,000 classes, five of them named."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=5, sample_size=8,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16,
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False)
+    folder = tmp_path_factory.mktemp("class-models") / "classes"
+    DiTPipeline(network, vae, scheduler).save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"id2label": CLASS_NAMES}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cut_class_model(class_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in segments, as `mezzotint convert` makes it, with weights that are nowhere zero."""
+    import torch
+    from typer.testing import CliRunner
+
+    from mezzotint.__main__ import app
+    from mezzotint.dit.class_dit import ClassDiT
+
+    folder = tmp_path_factory.mktemp("class-models") / "cut"
+    layout = "1 + 1x[1,1,1,0] + 1"
+    done = CliRunner().invoke(app, ["convert", str(class_model), "--density", layout, "-o", str(folder)])
+    assert done.exit_code == 0, done.output
+    torch.manual_seed(1)
+    network = ClassDiT.from_pretrained(folder / "transformer")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    network.save_pretrained(folder / "transformer")
     return folder

@@ -58,7 +58,7 @@ def _strip(jobs: list[JobView], in_view: JobView) -> None:
             with st.container(key=f"pick-{job.id}" + ("-chosen" if job.id == in_view.id else "")):
                 plate.small(job)
                 caption(job)
-                open_label = f"Open {words.label(job.request['prompt'])}"
+                open_label = f"Open {words.label(words.subject(job.request))}"
                 st.button(open_label, key=f"open-{job.id}", on_click=address.put, args=("job", job.id))
     st.page_link(navigation.history_page(), label="All pictures")
 

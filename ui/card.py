@@ -25,7 +25,7 @@ def show(job: JobView) -> None:
     with picture:
         plate.large(job)
     with details:
-        markup.text("mz-words", job.request["prompt"])
+        markup.text("mz-words", words.subject(job.request))
         _state(job)
         _actions(job)
         markup.facts(_facts(job))
@@ -106,9 +106,10 @@ def _downloads(job: JobView) -> None:
 
 
 def _download(label: str, output: Output) -> None:
+    mine = client()  # no script runs any more when the file is asked for
     st.download_button(
         label,
-        data=lambda: client().media(output.media_id),
+        data=lambda: mine.media(output.media_id),
         file_name=f"mezzotint-{output.seed}-{output.sha256[:8]}.png",
         mime="image/png",
         key=f"download-{label}-{output.media_id}",

@@ -5,9 +5,9 @@ from typing import Any
 
 import streamlit as st
 
-from mezzotint.sampling.catalog import ModelCard, find_model
+from mezzotint.sampling.catalog import Classes, ModelCard, find_model
 from mezzotint.sampling.density_presets import FULL, PRUNING_RATES
-from mezzotint.sampling.intake import accept
+from mezzotint.sampling.intake import accept, any_subject
 from mezzotint.sampling.plan import Plan
 from mezzotint.sampling.request import MAX_PROMPT_CHARACTERS, RequestError
 from mezzotint.ui import address, markup, models, words
@@ -15,21 +15,25 @@ from mezzotint.ui.connection import client
 from mezzotint.worker.errors import ServiceError
 
 FIELDS = tuple(words.LABELS)
-OF_THE_MODEL = ("width", "height", "num_inference_steps", "guidance_scale")
+OF_THE_MODEL = ("width", "height", "num_inference_steps", "guidance_scale", "class_label")
 EXAMPLES = ("a red apple", "a yellow taxi", "a smiling cat", "a blue heart", "a firefighter")
 REFUSED = "refused"
 """Session key of the last refusal: (field, its value then, sentence). It stands until the field changes."""
 
 
 def show() -> None:
-    """Draw the prompt, the settings and the cost. Raises RequestError when the model cannot be read."""
+    """Draw the prompt or the choice of a class, the settings and the cost.
+
+    Raises RequestError when the model cannot be read.
+    """
     card = find_model(_default_model())
     _fill_in(card)
-    plan, complaints = _check()
+    plan, complaints = _check(card)
     with st.container(key="mz-compose"):
-        _prompt(complaints)
+        _subject(card, complaints)
         _cost(plan, complaints)
-        _examples()
+        if card.classes is None:
+            _examples()
     with st.container(key="mz-settings"):
         _settings(card, complaints)
 
@@ -68,8 +72,8 @@ def _fill_in(card: ModelCard) -> None:
     defaults = {
         "prompt": "",
         "model": card.name,
-        "width": card.config.sample_size,
-        "height": card.config.sample_size,
+        "width": card.sample_size,
+        "height": card.sample_size,
         "num_inference_steps": card.num_inference_steps,
         "guidance_scale": card.guidance_scale,
         "seed": None,
@@ -77,21 +81,36 @@ def _fill_in(card: ModelCard) -> None:
     }
     for field, value in defaults.items():
         st.session_state.setdefault(field, value)
+    if card.classes is None:
+        st.session_state.pop("class_label", None)
+    else:
+        st.session_state["class_label"] = _offered_label(card.classes, st.session_state.get("class_label"))
     if card.config.segments is None:  # a density that another model or a job left here has no widget to change it
         st.session_state.pop("density", None)
     else:
         st.session_state.setdefault("density", FULL)
 
 
+def _offered_label(classes: Classes, wanted: int | str | None) -> int | str:
+    """A class as the page offers it; the first one where there is no such class."""
+    offered = classes.labels()
+    try:
+        return offered[0 if wanted is None else classes.number(wanted, "this model")]
+    except RequestError:
+        return offered[0]
+
+
 def _asked() -> dict[str, Any]:
     values = {field: st.session_state.get(field) for field in FIELDS}
+    if values["class_label"] is not None:  # what was typed for another model waits for it
+        values["prompt"] = None
     return {field: value for field, value in values.items() if value is not None}
 
 
-def _check() -> tuple[Plan | None, dict[str, str]]:
+def _check(card: ModelCard) -> tuple[Plan | None, dict[str, str]]:
     """The plan of the settings as they stand, and a sentence for each field that is not right."""
     complaints: dict[str, str] = {}
-    asked = _asked() | {"prompt": "only priced"}
+    asked = _asked() | any_subject(card)
     while True:  # each refusal takes its field out, so that the next one is found too
         try:
             _, plan = accept(asked)
@@ -108,13 +127,19 @@ def _standing_refusal() -> dict[str, str]:
     return {field: sentence} if sentence and st.session_state.get(field) == value else {}
 
 
-def _prompt(complaints: Mapping[str, str]) -> None:
+def _subject(card: ModelCard, complaints: Mapping[str, str]) -> None:
     with st.form("mz-prompt", border=False):
-        st.text_area(
-            "Prompt", key="prompt", height=112, max_chars=MAX_PROMPT_CHARACTERS, persist_state="session",
-            placeholder="Say in a few words what to draw",
-        )
-        markup.complaint(complaints.get("prompt"))
+        if card.classes is None:
+            st.text_area(
+                "Prompt", key="prompt", height=112, max_chars=MAX_PROMPT_CHARACTERS, persist_state="session",
+                placeholder="Say in a few words what to draw",
+            )
+        else:
+            st.selectbox(
+                words.LABELS["class_label"], card.classes.labels(), key="class_label", persist_state="session",
+                format_func=words.class_name,
+            )
+        markup.complaint(complaints.get("prompt") or complaints.get("class_label"))
         st.form_submit_button("Generate", type="primary", width="stretch", on_click=_submit_asked)
 
 
@@ -145,7 +170,7 @@ def _examples() -> None:
 
 
 def _settings(card: ModelCard, complaints: Mapping[str, str]) -> None:
-    side = {"value": card.config.sample_size, "step": card.config.patch_size}
+    side = {"value": card.sample_size, "step": card.patch_size}
     _number_pair(complaints, width=side, height=side)
     _number_pair(
         complaints,

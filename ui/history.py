@@ -49,9 +49,9 @@ def _gallery(polling: bool) -> None:
 def _item(job: JobView) -> None:
     with st.container(key=f"pick-{job.id}"):
         plate.small(job)
-        markup.text("mz-caption mz-title", job.request["prompt"])
+        markup.text("mz-caption mz-title", words.subject(job.request))
         board.caption(job)
-        if st.button(f"Open {words.label(job.request['prompt'])}", key=f"open-{job.id}"):
+        if st.button(f"Open {words.label(words.subject(job.request))}", key=f"open-{job.id}"):
             address.remember("job", job.id)
             st.switch_page(navigation.create_page(), query_params={"job": job.id})
 

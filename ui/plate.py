@@ -6,7 +6,7 @@ from html import escape
 
 import streamlit as st
 
-from mezzotint.ui import markup
+from mezzotint.ui import markup, words
 from mezzotint.ui.connection import client, original, thumbnail
 from mezzotint.worker.errors import MediaNotFound
 from mezzotint.worker.views import JobView
@@ -39,14 +39,14 @@ def _picture(job: JobView, index: int, *, is_large: bool) -> None:
     if index < len(job.outputs):
         _finished(job, index, is_large)
     elif job.state == "running" and index == 0 and (preview := client().preview(job.id)):
-        _preview(preview, f"Preview: {job.request['prompt']}")
+        _preview(preview, f"Preview: {words.subject(job.request)}")
     else:
         _grain()
 
 
 def _finished(job: JobView, index: int, is_large: bool) -> None:
     """Without its format Streamlit would encode a picture anew each time that it is shown."""
-    media_id, alt = job.outputs[index].media_id, f"Picture {index + 1}: {job.request['prompt']}"
+    media_id, alt = job.outputs[index].media_id, f"Picture {index + 1}: {words.subject(job.request)}"
     try:
         if is_large:
             st.image(original(media_id), width="stretch", output_format="PNG", alt=alt)

@@ -2,13 +2,15 @@
 
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from mezzotint.worker.views import JobView
 
 LABELS = {
     "prompt": "Prompt",
+    "class_label": "Class",
     "width": "Width",
     "height": "Height",
     "num_inference_steps": "Steps",
@@ -135,6 +137,19 @@ def ago(then: datetime, now: datetime) -> str:
 def count(number: int, thing: str) -> str:
     """1 attempt, 3 attempts."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def subject(request: Mapping[str, Any]) -> str:
+    """What a request asks for: its prompt, or its class."""
+    asked = request.get("class_label")
+    if asked is None:
+        return str(request["prompt"])
+    return class_name(asked)
+
+
+def class_name(asked: int | str) -> str:
+    """A class by the name that was asked for, or by its number."""
+    return asked if isinstance(asked, str) else f"class {asked}"
 
 
 def label(prompt: str) -> str:

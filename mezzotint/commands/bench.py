@@ -60,7 +60,10 @@ def kernels(
         bool, typer.Option("--compile-report", help="Registers, spills, shared memory and MMA counts, without a GPU.")
     ] = False,
     tokens: Annotated[str, typer.Option(help="Tokens of all pictures, separated by commas.")] = "64,1024,4096",
-    width: Annotated[str, typer.Option(help="Channels; experts have four times as many inside.")] = "320,1152",
+    picture_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one picture, or all where there are fewer.")]
+    = 256,
+    width: Annotated[str, typer.Option(help="Channels; experts have four times as many inside.")]
+    = "320,512,1024,1152",
     experts: Annotated[int, typer.Option(min=1, max=64, help="Experts.")] = 8,
     capacity: Annotated[str, typer.Option(help="Experts a token has on average.")] = "2",
     dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.")] = "bf16,fp32",
@@ -79,7 +82,9 @@ def kernels(
 
     if not compile_report:
         try:
-            report = _operations_report(tokens, width, dtype, experts, capacity, forward_only, _device(device))
+            report = _operations_report(
+                tokens, picture_tokens, width, dtype, experts, capacity, forward_only, _device(device)
+            )
         except ValueError as error:
             fail(str(error))
         print_json(report) if json else _print_operations(report)
@@ -177,7 +182,8 @@ def _row(row: "Row") -> dict[str, Any]:
 
 
 def _operations_report(
-    tokens: str, width: str, dtype: str, experts: int, capacity: str, forward_only: bool, device: "torch.device"
+    tokens: str, picture_tokens: int, width: str, dtype: str, experts: int, capacity: str, forward_only: bool,
+    device: "torch.device",
 ) -> dict[str, Any]:
     import sys
 
@@ -189,7 +195,8 @@ def _operations_report(
     from mezzotint.training.memory import keep_freed_memory
 
     sweep = OperationsSweep(
-        tokens=_numbers("--tokens", tokens, int, 1, 10**6), widths=_numbers("--width", width, int, 1, 10**4),
+        tokens=_numbers("--tokens", tokens, int, 1, 10**6), picture_tokens=picture_tokens,
+        widths=_numbers("--width", width, int, 1, 10**4),
         dtypes=_dtypes(dtype), passes=PASSES[:1] if forward_only else PASSES, experts=experts,
         capacities=_numbers("--capacity", capacity, float, 0, experts),
     )

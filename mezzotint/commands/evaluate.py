@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mezzotint.training.reference import Reference
 
 SHEET_PICTURES = 64
+PAIRED_SETTINGS = ("density", "guidance_density", "cache")
 
 
 def evaluate(
@@ -24,12 +25,27 @@ def evaluate(
     labels: Annotated[int, typer.Option(min=2, help="How many labels to draw.")] = 256,
     steps: Annotated[int | None, typer.Option(min=1, max=250, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=30, help="Guidance scale.")] = None,
+    density: Annotated[
+        str | None, typer.Option(help="Tokens kept, for models with segments: full, balanced, fast, or as 0.61-0.86.")
+    ] = None,
+    guidance_density: Annotated[
+        str | None, typer.Option(help="The same for guidance's branch: same, skip, or as --density; same if not given.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Step cache, for models with segments: off, first-block[:0.1], taylor[:3].")
+    ] = None,
+    paired_with: Annotated[
+        str | None,
+        typer.Option(help="Draw all again with other settings, as in guidance_density=same or density=full,cache=off, "
+                          "and say how far the pictures are from those."),
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Save a PNG of the first 64 pictures here.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Draw one picture for each of many labels, and count how often the nearest real picture bears it.
 
-    Beside it stand real pictures blurred to 48 pixels, and the drawn pictures against shuffled labels.
+    Beside it stand real pictures blurred to 48 pixels, the drawn pictures against shuffled labels, and the kernel
+    distance of the drawn pictures to real ones.
     """
     import contextlib
     import sys
@@ -37,9 +53,13 @@ def evaluate(
     from mezzotint.commands.failure import fail
 
     _check_sheet(sheet)
+    asked = {
+        "num_inference_steps": steps, "guidance_scale": guidance, "density": density,
+        "guidance_density": guidance_density, "cache": cache,
+    }
     try:
         with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is not the result
-            report = _report(model, data, labels, steps, guidance, sheet)
+            report = _report(model, data, labels, asked, paired_with, sheet)
     except ModuleNotFoundError as error:
         fail(f'the package {error.name} is missing; evaluation needs pip install "mezzotint[train]".')
     except (OSError, ValueError) as error:
@@ -58,33 +78,29 @@ def _check_sheet(sheet: Path | None) -> None:
 
 
 def _report(
-    model: str, data: str | None, labels: int, steps: int | None, guidance: float | None, sheet: Path | None
+    model: str, data: str | None, labels: int, asked: dict[str, Any], paired_with: str | None, sheet: Path | None
 ) -> dict[str, Any]:
     import time
     from dataclasses import asdict
 
-    from mezzotint.sampling.catalog import find_model
-    from mezzotint.training.evaluation import choose_labels, evaluate_retrieval
+    from mezzotint.training.evaluation import choose_labels, evaluate_drawings, evaluate_pairs
     from mezzotint.training.quality import FeatureExtractor
     from mezzotint.training.reference import load_reference, measure_data
 
     start = time.perf_counter()
-    card = find_model(model)
-    steps = card.num_inference_steps if steps is None else steps
-    guidance = card.guidance_scale if guidance is None else guidance
+    settings = _complete(model, asked)
+    other = None if paired_with is None else _complete(model, settings | _changes(paired_with))
     extract = FeatureExtractor()
     reference = measure_data(data, extract) if data else load_reference()
     choose_labels(reference.distinct_labels, labels)  # refused now, and not after a minute of loading
     loaded = _load(model)
     ready = time.perf_counter()
-
-    def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
-        drawn = loaded.pipeline(
-            prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance, batch_size=len(prompts)
-        )
-        return drawn.images
-
-    result = evaluate_retrieval(draw, reference, extract, labels)
+    artist = Artist(loaded.text_pipeline, settings)
+    result = evaluate_drawings(artist.draw, reference, extract, labels)
+    pairs: dict[str, Any] = {}
+    if other is not None:
+        paired = evaluate_pairs(Artist(loaded.text_pipeline, other).draw, result, extract)
+        pairs["paired"] = {"with": other, **asdict(paired)}
     if sheet:
         _save_sheet(result, sheet)
     seconds = {"load": ready - start, **result.seconds, "total": time.perf_counter() - start}
@@ -93,14 +109,52 @@ def _report(
         "retrieval": asdict(result.retrieval),
         "blurred_48px": asdict(result.blurred),
         "shuffled": asdict(result.shuffled),
+        "kernel_distance": {"drawn": asdict(result.distance), "blurred_48px": asdict(result.blurred_distance)},
+        **pairs,
         "features": result.features,
         "num_labels": labels,
         "gallery": _described(reference),
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
+        **settings,
+        "macs_a_picture": artist.flops // 2 // labels,
         "seconds": {phase: round(s, 3) for phase, s in seconds.items()},
-        **_machine(loaded.pipeline),
+        **_machine(loaded.text_pipeline),
     }
+
+
+class Artist:
+    """Draws prompts with fixed settings, and counts the FLOPs."""
+
+    def __init__(self, pipeline: "Pipeline", settings: dict[str, Any]) -> None:
+        self.pipeline, self.settings, self.flops = pipeline, settings, 0
+
+    def draw(self, prompts: list[str], seeds: list[int]) -> list[Any]:
+        drawn = self.pipeline(prompts, seed=seeds, batch_size=len(prompts), **self.settings)
+        self.flops += drawn.flops
+        return drawn.images
+
+
+def _complete(model: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a drawing, checked before anything is loaded; None is the model's own, or the usual."""
+    from mezzotint.sampling.catalog import find_model
+    from mezzotint.sampling.intake import accept
+
+    card = find_model(model)
+    _ = card.text_config  # a model that draws by class labels is refused
+    steps = asked["num_inference_steps"] or card.num_inference_steps
+    request = accept({"prompt": "only checked", "model": model} | asked | {"num_inference_steps": steps})[0]
+    return {name: getattr(request, name) for name in asked}
+
+
+def _changes(written: str) -> dict[str, str]:
+    """The settings of --paired-with."""
+    changes = {}
+    for part in written.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in PAIRED_SETTINGS or not value:
+            raise ValueError(f"--paired-with is {written!r}; it must be one or more of {', '.join(PAIRED_SETTINGS)}, "
+                             "as in guidance_density=same or density=full,cache=off.")
+        changes[name] = value
+    return changes
 
 
 def _load(model: str) -> "LoadedModel":
@@ -148,14 +202,30 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Label retrieval of {report['model']['name']} over {report['num_labels']} labels")
-    for heading in ("pictures", "top 1", "top 5"):
+    table = Table(title=f"{report['model']['name']} over {report['num_labels']} labels")
+    for heading in ("pictures", "label is top 1", "top 5", "kernel distance", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "pictures" else "right")
     rows = {"drawn": "retrieval", "real, blurred to 48 px": "blurred_48px", "labels shuffled": "shuffled"}
+    distances = {"retrieval": report["kernel_distance"]["drawn"], **report["kernel_distance"]}
     for words, key in rows.items():
-        table.add_row(words, f"{report[key]['top1']:.1%}", f"{report[key]['top5']:.1%}")
+        table.add_row(words, *(f"{report[key][top]:.1%}" for top in ("top1", "top5")), *_distance(distances.get(key)))
     console = Console()
     console.print(table)
+    if "paired" in report:
+        print(_paired(report["paired"]))
     console.print(f"features {report['features']}, gallery of {report['gallery']['num_pictures']:,} pictures")
-    console.print(f"steps {report['num_inference_steps']}, guidance {report['guidance_scale']:g}")
-    console.print(f"{report['seconds']['total']:.0f} s on {report['device']} in {report['dtype']}")
+    print(", ".join(f"{name} {report[name]}" for name in ("num_inference_steps", "guidance_scale", *PAIRED_SETTINGS)))
+    console.print(f"{report['macs_a_picture'] / 1e9:,.4g} GMACs a picture, {report['seconds']['total']:.0f} s on "
+                  f"{report['device']} in {report['dtype']}")
+
+
+def _distance(distance: dict[str, float] | None) -> tuple[str, str]:
+    if distance is None:
+        return "-", "-"
+    return f"{distance['value']:.3g}", f"{distance['low']:.3g} to {distance['high']:.3g}"
+
+
+def _paired(paired: dict[str, Any]) -> str:
+    other = ", ".join(f"{name} {paired['with'][name]}" for name in PAIRED_SETTINGS)
+    return (f"against {other}: feature distance {paired['feature_distance']:.3g}, "
+            f"RMS pixel difference {paired['rms_pixel_difference']:.3g} of 1")

@@ -7,11 +7,14 @@ import typer
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw, for a model that draws by text.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write; several get -1, -2, ... added.")] = Path(
         "picture.png"
     ),
     model: Annotated[str, typer.Option(help="Name of a model, or a model folder.")] = "emoji-256",
+    class_label: Annotated[
+        str | None, typer.Option(help="Number or name of a class, for a model that draws by class labels.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; a multiple of the model's patch.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; a multiple of the model's patch.")] = None,
@@ -20,13 +23,21 @@ def generate(
     density: Annotated[
         str | None, typer.Option(help="Tokens kept, for models with segments: full, balanced, fast, or as 0.61-0.86.")
     ] = None,
+    guidance_density: Annotated[
+        str | None, typer.Option(help="The same for guidance's branch: same, skip, or as --density; same if not given.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Step cache, for models with segments: off, first-block[:0.1], taylor[:3].")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture.")] = None,
     num_images: Annotated[int, typer.Option("-n", "--num-images", help="Pictures.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16 or fp32; what is faster when not given.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Draw a picture from a prompt."""
+    """Draw a picture from a prompt, or from a class label."""
+    if prompt is None and class_label is None:
+        raise typer.BadParameter("Missing argument 'PROMPT', or the option --class-label.")
     import json
     import time
 
@@ -37,8 +48,10 @@ def generate(
 
     try:
         request, _ = accept({
-            "prompt": prompt, "negative_prompt": negative_prompt, "model": model, "width": width, "height": height,
-            "num_inference_steps": steps, "guidance_scale": guidance, "density": density, "seed": seed,
+            "prompt": prompt, "class_label": _label(class_label), "negative_prompt": negative_prompt,
+            "model": model, "width": width, "height": height,
+            "num_inference_steps": steps, "guidance_scale": guidance, "density": density,
+            "guidance_density": guidance_density, "cache": cache, "seed": seed,
             "num_images": num_images,
         })
         _check_output(output)
@@ -52,6 +65,11 @@ def generate(
     else:
         for one in report["outputs"]:
             print(f"{one['path']}  seed {one['seed']}")
+
+
+def _label(written: str | None) -> int | str | None:
+    """A word of digits is the number of a class."""
+    return int(written) if written is not None and written.isdecimal() and len(written) < 10 else written
 
 
 def _check_output(output: Path) -> None:

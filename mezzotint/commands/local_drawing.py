@@ -39,6 +39,7 @@ def draw_to_files(
             "total": round(now - start, 3),
         },
         "flops": drawn.flops,
+        "module_passes": drawn.module_passes,
         "model": {"name": drawn.model, "fingerprint": drawn.fingerprint},
         "device": drawn.device,
         "dtype": drawn.dtype,

@@ -16,9 +16,11 @@ def models(
     rows = []
     for name in model_names():
         card = find_model(name)
-        weights = sum(f.stat().st_size for f in (card.folder / "transformer").glob("*.safetensors"))
+        files = [f for kind in ("*.safetensors", "*.bin") for f in (card.folder / "transformer").glob(kind)]
+        weights = sum(f.stat().st_size for f in files)
         rows.append({
-            "name": name, "sample_size": card.config.sample_size, "patch_size": card.config.patch_size,
+            "name": name, "draws_by": "text" if card.classes is None else "class labels",
+            "sample_size": card.sample_size, "patch_size": card.patch_size,
             "guidance_scale": card.guidance_scale, "num_inference_steps": card.num_inference_steps,
             "weights_bytes": weights, "folder": str(card.folder),
         })
@@ -26,6 +28,7 @@ def models(
         print(json.dumps({"models": rows}))
         return
     for row in rows:
-        print("{name}  {sample_size} x {sample_size} pixels  {weights_bytes:,} bytes  {folder}".format(**row))
+        size = "{sample_size} x {sample_size} pixels  {weights_bytes:,} bytes".format(**row)
+        print(f"{row['name']}  by {row['draws_by']}  {size}  {row['folder']}")
     if not rows:
         print("no models here; `mezzotint export RUN --name NAME` makes one of a training run")

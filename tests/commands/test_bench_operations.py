@@ -13,6 +13,9 @@ from mezzotint.__main__ import app
 SMALL = ("--tokens", "16", "--width", "32", "--experts", "4", "--capacity", "1,2", "--device", "cpu")
 
 
+SIDES = {"experts": ["one_hot", "torch", "products"], "dispatch": ["one_hot", "torch"], "norm_modulate": ["torch"]}
+
+
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mezzotint", "bench", "kernels", *arguments], capture_output=True, text=True,
@@ -27,10 +30,10 @@ def test_it_prints_one_object_with_every_side_of_every_point() -> None:
     report = json.loads(done.stdout)
     assert report["device"]["type"] == "cpu"
     points = [(r["operation"], r["capacity"], r["dtype"], r["pass"]) for r in report["rows"]]
-    assert len(points) == len(set(points)) == 3 * 2 * 2
+    assert len(points) == len(set(points)) == 5 * 2 * 2
     for row in report["rows"]:
         assert (row["tokens"], row["width"]) == (16, 32)
-        others = ["one_hot", "torch", "products"] if row["operation"] == "experts" else ["torch"]
+        others = SIDES[row["operation"]]
         assert all(row[f"over_{side}"] == pytest.approx(row[f"{side}_s"] / row["ours_s"]) for side in others)
         assert row["backend"] in ("cpu", "torch")
 
@@ -41,7 +44,8 @@ def test_the_tables_have_the_sides_of_their_operation() -> None:
     assert done.returncode == 0, done.stderr
     experts, modulation = done.stdout.split("norm_modulate on")
     assert "experts on type cpu" in experts
-    assert experts.count("float32") == 2
+    assert "dispatch on type cpu" in experts
+    assert experts.count("float32") == 4
     assert modulation.count("float32") == 1
     assert "one_hot" in experts
     assert "one_hot" not in modulation

@@ -12,12 +12,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from mezzotint.__main__ import app
+from mezzotint.dit.checkpoints.diffusers_folders import from_diffusers
 from mezzotint.dit.class_dit import ClassDiT
 from mezzotint.dit.video_dit import VideoDiT
+from mezzotint.sampling.class_pipeline import ClassPipeline
 from mezzotint.sampling.pipeline import Pipeline
 
 REFERENCE = Path(__file__).resolve().parents[1] / "data" / "reference"
 LAYOUT = "1 + 1x[1,0,1,0] + 0"
+CUT = "1 + 1x[1,1,1,0] + 1"
 
 
 def convert(*arguments: str | Path) -> Result:
@@ -83,8 +86,28 @@ def test_a_pipeline_keeps_its_other_parts(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == ["model_index.json", "scheduler", "transformer"]
     assert not (out / "transformer" / "older.safetensors").exists()
     written = json.loads((out / "model_index.json").read_text())
-    assert written == index | {"transformer": ["mezzotint.dit.class_dit", "ClassDiT"]}
+    ours = {"_class_name": "ClassPipeline", "transformer": ["mezzotint.dit.class_dit", "ClassDiT"]}
+    assert written == index | ours
     assert ClassDiT.from_pretrained(out / "transformer").config.segments == LAYOUT
+
+
+def test_a_checkpoint_alone_becomes_a_model_with_the_parts_of_a_pipeline(tmp_path: Path, class_model: Path) -> None:
+    torch.manual_seed(0)
+    alone = from_diffusers(class_model / "transformer")
+    alone.save_pretrained(tmp_path / "alone")
+    done = convert(tmp_path / "alone", "--density", CUT, "-o", tmp_path / "cut", "--parts-from", class_model)
+    assert done.exit_code == 0, done.output
+    pipeline = ClassPipeline.from_pretrained(str(tmp_path / "cut"))
+    assert pipeline.transformer.config.segments == CUT
+    assert pipeline("golden retriever", seed=1, num_inference_steps=2, density="fast").images[0].size == (16, 16)
+    for source, parts, words in (
+        (class_model, class_model, "has parts of its own, so leave it out"),
+        (tmp_path / "alone", tmp_path / "nowhere", "it must be a pipeline's folder, with a model_index.json"),
+    ):
+        done = convert(source, "--density", CUT, "-o", tmp_path / "other", "--parts-from", parts)
+        assert done.exit_code == 1
+        assert words in done.stderr
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_model_of_ours_is_cut_and_draws(tmp_path: Path, tiny_model: Path) -> None:
@@ -126,7 +149,7 @@ def test_a_folder_of_ours_is_cut(tmp_path: Path) -> None:
         ({"source": "list.pt"}, "list.pt holds no state dict"),
         ({"source": "text.txt"}, "text.txt ends in '.txt'"),
         ({"source": "empty"}, "config.json cannot be read"),
-        ({"source": "other.safetensors"}, "the checkpoint is neither a DiT nor a Latte"),
+        ({"source": "other.safetensors"}, "the checkpoint is neither a DiT nor a Latte nor a MicroDiT"),
         ({"source": "sparsedit.safetensors"}, "the checkpoint is a SparseDiT; it is in segments already"),
     ],
 )

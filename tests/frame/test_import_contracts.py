@@ -41,6 +41,8 @@ def test_the_code_keeps_every_contract(package: Path) -> None:
         ("dit", "import mezzotint.sampling.request", "networks know only kernels"),
         ("sampling", "import mezzotint.training", "sampling stands on the networks"),
         ("training", "import mezzotint.worker", "training stands on sampling and the networks"),
+        ("worker/api", "import mezzotint.worker.runner", "the gateway draws nothing itself"),
+        ("worker/api", "def f():\n    import torch", "the gateway draws nothing itself"),
         ("worker", "import mezzotint.training.picture_grid", "workers run sampling and nothing above"),
         ("ui", "import mezzotint.sampling.media", "pages talk to the client, the request and its plan"),
         ("ui", "def f():\n    import torch", "pages talk to the client, the request and its plan"),

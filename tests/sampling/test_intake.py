@@ -13,7 +13,7 @@ from mezzotint.sampling.request import MAX_IMAGES, MAX_SEED, GenerateRequest, Re
 def test_an_accepted_request_leaves_nothing_to_a_default_that_could_change(model_folder: Path) -> None:
     request, plan = accept({"prompt": "a red apple", "model": str(model_folder)})
     assert (request.width, request.height, request.guidance_scale) == (64, 64, 2.5)
-    assert request.density == "full"
+    assert (request.density, request.guidance_density, request.cache) == ("full", "same", "off")
     assert request.seed is not None
     assert 0 <= request.seed <= MAX_SEED - MAX_IMAGES
     assert len(plan.steps) == request.num_inference_steps
@@ -22,7 +22,7 @@ def test_an_accepted_request_leaves_nothing_to_a_default_that_could_change(model
 def test_what_was_given_is_kept(model_folder: Path) -> None:
     given = GenerateRequest(
         prompt="a red apple", model=str(model_folder), width=32, height=96, guidance_scale=0, seed=0,
-        num_inference_steps=3, density="full",
+        num_inference_steps=3, density="full", guidance_density="same", cache="off",
     )
     request, _ = accept(given)
     assert request == given
@@ -49,6 +49,8 @@ def test_the_plan_is_that_of_the_complete_request(model_folder: Path) -> None:
     [
         ({"width": 65}, "width"),
         ({"density": "fast"}, "density"),
+        ({"guidance_density": "fast"}, "guidance_density"),
+        ({"cache": "taylor"}, "cache"),
         ({"model": "nobody"}, "model"),
         ({"num_inference_steps": 10**9}, "num_inference_steps"),
     ],

@@ -25,7 +25,8 @@ class Oracle(DiT):
         self.asked: list[tuple[int, float]] = []
 
     def forward(
-        self, x: torch.Tensor, t: torch.Tensor, *text: torch.Tensor, grid: tuple[int, int] | None = None
+        self, x: torch.Tensor, t: torch.Tensor, *text: torch.Tensor, grid: tuple[int, int] | None = None,
+        module_pass: object = None,
     ) -> torch.Tensor:
         self.asked.append((len(x), float(t[0])))
         if self.shape.prediction == "x":

@@ -73,6 +73,22 @@ def test_a_prompt_is_all_that_is_needed() -> None:
         ({"density": "-0.1-0.6"}, "density", '"-0.1-0.6"'),
         ({"density": "0.1-0.6\n"}, "density", "\\n"),
         ({"density": "0.61-0.86-0.9"}, "density", "0.61-0.86-0.9"),
+        ({"guidance_density": "half"}, "guidance_density", '"half"; it must be same, skip, full, balanced, fast, or'),
+        ({"guidance_density": 0.5}, "guidance_density", "0.5; it must be same"),
+        ({"guidance_density": "0.9-0.6"}, "guidance_density", "the lower one first"),
+        ({"density": "same"}, "density", '"same"; it must be full'),
+        ({"density": "skip"}, "density", '"skip"'),
+        ({"cache": "on"}, "cache", '"on"; it must be off, first-block or taylor, the last two with a number'),
+        ({"cache": ""}, "cache", '""'),
+        ({"cache": True}, "cache", "true"),
+        ({"cache": "first-block:1.01"}, "cache", "a change from 0 to 1"),
+        ({"cache": "first-block:-0.1"}, "cache", '"first-block:-0.1"'),
+        ({"cache": "first-block:"}, "cache", '"first-block:"'),
+        ({"cache": "taylor:0"}, "cache", "from 1 to 10"),
+        ({"cache": "taylor:11"}, "cache", '"taylor:11"'),
+        ({"cache": "taylor:2.5"}, "cache", '"taylor:2.5"'),
+        ({"cache": "taylor:" + "9" * 60}, "cache", "..."),
+        ({"cache": "off:1"}, "cache", '"off:1"'),
         ({"promt": "a"}, "promt", "is not a field"),
     ],
 )
@@ -109,6 +125,18 @@ def test_a_density_is_kept_as_it_was_written(density: str | None) -> None:
     assert parse_request({"prompt": "a", "density": density}).density == density
 
 
+@pytest.mark.parametrize("density", [None, "same", "skip", "full", "fast", "0.61-0.86"])
+def test_a_density_of_guidance_is_kept_as_it_was_written(density: str | None) -> None:
+    assert parse_request({"prompt": "a", "guidance_density": density}).guidance_density == density
+
+
+@pytest.mark.parametrize(
+    "cache", [None, "off", "first-block", "first-block:0.05", "first-block:1", "taylor", "taylor:10"]
+)
+def test_a_cache_is_kept_as_it_was_written(cache: str | None) -> None:
+    assert parse_request({"prompt": "a", "cache": cache}).cache == cache
+
+
 def request_or_error(raw: dict[str, object]) -> GenerateRequest | RequestError:
     try:
         return parse_request(raw)
@@ -128,7 +156,12 @@ def test_any_input_is_either_a_request_within_bounds_or_a_sentence(raw: dict[str
         assert request.field in raw or request.field == "prompt"
         assert str(request).startswith(request.field)
         return
-    assert request.prompt.strip() == request.prompt != ""
+    if request.prompt is None:
+        assert request.class_label is not None
+    else:
+        assert request.prompt.strip() == request.prompt != ""
+    label = request.class_label
+    assert not isinstance(label, str) or label.strip() == label != ""
     assert 1 <= request.num_inference_steps <= MAX_STEPS
     assert request.guidance_scale is None or 0 <= request.guidance_scale <= 30
     assert request.seed is None or 0 <= request.seed <= MAX_SEED - MAX_IMAGES
