@@ -60,12 +60,12 @@ class Teacher:
             for handle in handles:
                 handle.remove()
 
-    def hint_loss(self, seen: Sequence[Tensor]) -> Tensor | float:
+    def hint_loss(self, seen: Sequence[Tensor]) -> Tensor:
         """hint_weight times the mean over the recovery blocks of the squared distance of the network's tokens from the
         teacher's of the last `target`, over the mean square of those: 0 is alike, 1 is as far as from nothing."""
         pairs = zip(seen, self._seen, strict=True)
         distances = [_relative_square(ours, theirs) for ours, theirs in pairs]
-        return self.hint_weight * sum(distances) / max(1, len(distances))
+        return self.hint_weight * torch.stack(distances).mean() if distances else torch.zeros(())
 
 
 def _relative_square(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Shape suffixes: B batch, c channels, S picture side.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mezzotint.dit.density import Grid
 from mezzotint.dit.model import DiT
 from mezzotint.dit.recut import recut
 from mezzotint.dit.segment_layout import SegmentLayout
@@ -29,6 +30,17 @@ from mezzotint.training.task import StepKey
 
 PICTURES_FOR_COMPONENTS = 1024
 """Pictures whose patches the principal components are taken from, spread evenly over the data set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Drawn:
+    """A batch with its noise: the clean pictures (or their components), the noise in its scale, what the network is
+    called with (noisy pictures, t, text, pooled, mask), and the sparse grid."""
+
+    clean: Tensor
+    noise: Tensor
+    inputs: tuple[Tensor, ...]
+    grid: Grid | None
 
 
 class TextTask:
@@ -66,41 +78,52 @@ class TextTask:
 
     def loss(self, wrapped: Callable[..., Tensor], network: nn.Module, batch: Batch, key: StepKey) -> Tensor:
         network, config, generator = cast(DiT, network), self.config, key.own()
-        indices, pictures = batch
-        numbers = draw_captions([self.data.captions[i] for i in indices], self.table, config.data, generator)
-        side = config.model.sample_size
-        full = config.model.grid(side, side)
-        stair = draw_stair(config.density, config.objective, full, key)
-        quantiles = (stair.quantile_from, stair.quantile_to)
-        t = draw_t(len(indices), config.objective, generator, quantiles).to(self.device)
-        x = pictures.to(self.device).float().div_(127.5).sub_(1)
-        components = network.components
-        if components is not None:  # noise and loss are the same there, of fewer numbers
-            x = components.analyse(x)
-        noise = torch.randn(x.shape, generator=generator).mul_(config.model.noise_scale).to(self.device)
-        inputs = (add_noise(x, t, noise), t, *(part.to(self.device) for part in self.table.batch(numbers)))
-        in_components = components is not None
-        keep = draw_keep(config.masking, len(indices), full, generator)
-        if keep is None:
-            chosen: dict[str, Any] = {"grid": stair.grid}
-        else:
-            keep, bypass = keep.to(self.device), config.masking.bypass
-            sparse = stair.grid if bypass else grid_among_kept(stair.grid, full, keep.shape[1])
-            chosen = {"grid": sparse, "keep": keep, "bypass": bypass}
-        hints: Tensor | float = 0.0
+        drawn = self._draw(network, batch, key, generator)
+        keep = draw_keep(config.masking, len(batch[0]), self._full, generator)
+        chosen = self._chosen_tokens(drawn.grid, keep)
+        clean, hints, in_components = drawn.clean, torch.zeros(()), network.components is not None
         if self.teacher is None:
-            prediction = wrapped(*inputs, in_components=in_components, **chosen)
+            prediction = wrapped(*drawn.inputs, in_components=in_components, **chosen)
         else:
             with self.teacher.watching(network) as seen:
-                prediction = wrapped(*inputs, in_components=in_components, **chosen)
-            x = self.teacher.target(x, noise, inputs, in_components=in_components)
+                prediction = wrapped(*drawn.inputs, in_components=in_components, **chosen)
+            clean = self.teacher.target(clean, drawn.noise, drawn.inputs, in_components=in_components)
             hints = self.teacher.hint_loss(seen)
-        if keep is not None and bypass is None:  # of the other patches nothing was said
+        compared = (prediction, clean, drawn.noise)
+        if keep is not None and config.masking.bypass is None:  # of the other patches nothing was said
             patch_size = 1 if in_components else config.model.patch_size
-            prediction, x, noise = (only_kept(part, keep, patch_size) for part in (prediction, x, noise))
-        losses = velocity_loss(prediction, x, noise, t, kind=config.model.prediction, min_t=config.objective.min_t)
+            compared = tuple(only_kept(part, chosen["keep"], patch_size) for part in compared)  # type: ignore[assignment]
+        losses = velocity_loss(
+            *compared, drawn.inputs[1], kind=config.model.prediction, min_t=config.objective.min_t
+        )
         # Per pixel value, also where the difference was taken in components.
-        return losses.mean() * (config.model.output_values / config.model.patch_values) + hints
+        return losses.mean() * (config.model.output_values / config.model.patch_values) + hints.to(self.device)
+
+    def _draw(self, network: DiT, batch: Batch, key: StepKey, generator: torch.Generator) -> "_Drawn":
+        """Captions, noise times of one stair, and noise for a batch."""
+        config, (indices, pictures) = self.config, batch
+        numbers = draw_captions([self.data.captions[i] for i in indices], self.table, config.data, generator)
+        stair = draw_stair(config.density, config.objective, self._full, key)
+        quantiles = (stair.quantile_from, stair.quantile_to)
+        t = draw_t(len(indices), config.objective, generator, quantiles).to(self.device)
+        clean = pictures.to(self.device).float().div_(127.5).sub_(1)
+        if network.components is not None:  # noise and loss are the same there, of fewer numbers
+            clean = network.components.analyse(clean)
+        noise = torch.randn(clean.shape, generator=generator).mul_(config.model.noise_scale).to(self.device)
+        text = (part.to(self.device) for part in self.table.batch(numbers))
+        return _Drawn(clean=clean, noise=noise, inputs=(add_noise(clean, t, noise), t, *text), grid=stair.grid)
+
+    def _chosen_tokens(self, grid: Grid | None, keep: Tensor | None) -> dict[str, Any]:
+        """Which tokens run where: the sparse grid, and those that masking keeps."""
+        if keep is None:
+            return {"grid": grid}
+        bypass = self.config.masking.bypass
+        grid = grid if bypass else grid_among_kept(grid, self._full, keep.shape[1])
+        return {"grid": grid, "keep": keep.to(self.device), "bypass": bypass}
+
+    @property
+    def _full(self) -> Grid:
+        return self.config.model.grid(self.config.model.sample_size, self.config.model.sample_size)
 
     def save_samples(self, network: nn.Module, path: Path) -> None:
         save_sample_grid(cast(DiT, network), self.encoder, self.config.samples, path)
