@@ -32,7 +32,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (["--set", "optim.lr=3"], "optim.lr is not a setting; the settings there are muon_lr"),
+    (["--set", "optim.lr=3"], "optim.lr is not a setting; the settings there are muon, muon_lr"),
     (["--set", "batch_size=many"], "batch_size is 'many'; it must be a whole number."),
     (["--set", "optim.muon_lr=.nan"], "optim.muon_lr is nan; it must be more than 0."),
     (["--set", "data.path=/nowhere"], "data.path is /nowhere; it must be a folder made by `datasets`"),
